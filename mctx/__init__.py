@@ -1,0 +1,1 @@
+"""MegaContext: an endless history for a frozen language model, in JAX."""
