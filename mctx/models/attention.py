@@ -1,0 +1,86 @@
+"""One attention function; the backend is chosen here and nowhere else (design: Base model)."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+NEGATIVE = -0.7 * float(jnp.finfo(jnp.float32).max)
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    bias: jax.Array | None = None,
+    causal: bool = True,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Grouped-query attention in which the queries are the last T of the S keys.
+
+    Args:
+      q: [B, T, N, H].
+      k, v: [B, S, K, H] with N a multiple of K and S >= T when causal.
+      bias: [B, S] added to the logits of every query and head: 0 for a visible key, `NEGATIVE`
+        for a hidden one, a log-gate in between (design: LensNet, labels by gated gradients).
+      causal: query t sees keys s <= t + S - T, so rows before the queries are all visible.
+      implementation: 'xla', 'cudnn', 'splash', or None for the best that this device and these
+        arguments allow.
+
+    Returns:
+      [B, T, N, H] in q's dtype.
+    """
+    chosen = implementation or _best(q, k, bias, causal)
+    if chosen == "cudnn":
+        return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
+    if chosen == "splash":
+        return _splash(q, k, v)
+    return _xla(q, k, v, bias, causal)
+
+
+def _best(q, k, bias, causal) -> str:
+    """The fused kernels take the plain causal square; everything else is XLA's."""
+    plain = bias is None and causal and q.shape[1] == k.shape[1]
+    backend = jax.default_backend()
+    # cuDNN takes no float32 and refuses some odd lengths (design: findings on libraries).
+    if backend == "gpu" and plain and q.dtype == jnp.bfloat16 and q.shape[1] % 2 == 0:
+        return "cudnn"
+    if backend == "tpu" and plain and q.shape[1] % 128 == 0:
+        return "splash"
+    return "xla"
+
+
+def _xla(q, k, v, bias, causal):
+    t, s = q.shape[1], k.shape[1]
+    mask = None
+    if causal:
+        mask = (jnp.arange(s)[None, :] <= jnp.arange(t)[:, None] + s - t)[None, None]
+    if bias is not None:
+        bias = bias[:, None, None, :].astype(jnp.float32)
+    return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, implementation="xla")
+
+
+@functools.cache
+def _splash_kernel(length: int, heads: int, interpret: bool):
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    mask = splash.MultiHeadMask([splash.CausalMask((length, length)) for _ in range(heads)])
+    # The kernel holds arrays built for its mask: made outside any trace, they stay concrete.
+    with jax.ensure_compile_time_eval():
+        return splash.make_splash_mha(
+            mask, head_shards=1, q_seq_shards=1, interpret=interpret
+        )
+
+
+def _splash(q, k, v):
+    """TPU's block-sparse kernel; off a TPU it runs interpreted, for parity tests only."""
+    groups = q.shape[2] // k.shape[2]
+    kernel = _splash_kernel(q.shape[1], q.shape[2], jax.default_backend() != "tpu")
+    scale = q.shape[-1] ** -0.5
+    heads_first = [jnp.swapaxes(x, 1, 2) for x in (q * scale, k, v)]  # [B, N, T, H]
+    heads_first[1:] = [jnp.repeat(x, groups, axis=1) for x in heads_first[1:]]
+    out = jax.vmap(kernel)(*heads_first)
+    return jnp.swapaxes(out, 1, 2).astype(q.dtype)

@@ -1,0 +1,267 @@
+"""The frozen decoder: Llama 2/3, Qwen2/2.5, Qwen3, SmolLM2/3 and Mistral in one Linen module.
+
+It reads *entries* (tokens, or vectors in place of their embeddings) at explicit positions, behind
+an optional `Context`: rows of keys and values that were made elsewhere, namely gists and blocks
+from their own ingest windows (design: law 8). Keys leave and enter unrotated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mctx.models import rope
+from mctx.models.attention import NEGATIVE, attention
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseConfig:
+    """Shape of a decoder. `rope_layers[l]` is False where layer l has no positions (SmolLM3)."""
+
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    d_ff: int
+    rope_theta: float = 10_000.0
+    rope_scaling: rope.RopeScaling | None = None
+    rope_layers: tuple[bool, ...] | None = None
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    tied: bool = True
+    norm_eps: float = 1e-6
+    window: int = 2048  # the length it was trained at
+    prefix: tuple[int, ...] = (0,)  # tokens that every ingest window starts with
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> BaseConfig:
+        """From JSON's plain types (lists where tuples were)."""
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        if values.get("rope_scaling"):
+            values["rope_scaling"] = rope.RopeScaling(**values["rope_scaling"])
+        return cls(**values)
+
+
+class Rows(NamedTuple):
+    """Keys (unrotated) and values of entries in every layer: each [L, B, R, K, H]."""
+
+    k: jax.Array
+    v: jax.Array
+
+
+class Context(NamedTuple):
+    """What stands before the entries being read.
+
+    Attributes:
+      rows: keys and values, [L, B, R, K, H].
+      positions: [B, R], where each row stands now.
+      bias: [B, R], 0 for a row that is read, `NEGATIVE` for one that is not, or a log-gate.
+    """
+
+    rows: Rows
+    positions: jax.Array
+    bias: jax.Array
+
+
+class Read(NamedTuple):
+    """What one pass of the base returns.
+
+    Attributes:
+      hidden: [B, T, D], after the last norm: `logits` takes these.
+      rows: the entries' own keys and values, [L, B, T, K, H].
+      states: [L + 1, B, T, D], the residual stream before each layer and after the last; None
+        unless asked for.
+    """
+
+    hidden: jax.Array
+    rows: Rows
+    states: jax.Array | None
+
+
+class RMSNorm(nn.Module):
+    eps: float
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        return (x32 * scale).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    config: BaseConfig
+
+    @nn.compact
+    def __call__(self, x, positions, bias, context, has_rope):
+        c = self.config
+
+        def project(name, heads):
+            return nn.DenseGeneral(
+                (heads, c.head_dim), use_bias=c.qkv_bias, dtype=x.dtype, name=name
+            )(x)
+
+        q = project("q", c.n_heads)  # [B, T, N, H]
+        k = project("k", c.n_kv_heads)  # [B, T, K, H]
+        v = project("v", c.n_kv_heads)
+        if c.qk_norm:
+            q = RMSNorm(c.norm_eps, name="q_norm")(q)
+            k = RMSNorm(c.norm_eps, name="k_norm")(k)
+        own = Rows(k, v)
+        key_positions = positions
+        if context is not None:
+            k = jnp.concatenate([context.rows.k.astype(k.dtype), k], axis=1)  # [B, S, K, H]
+            v = jnp.concatenate([context.rows.v.astype(v.dtype), v], axis=1)
+            key_positions = jnp.concatenate([context.positions, positions], axis=1)
+        freqs = rope.frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+        # A layer without RoPE turns by no angle: the case is a value, the path the same.
+        q = rope.rotate(q, positions * has_rope, freqs)
+        k = rope.rotate(k, key_positions * has_rope, freqs)
+        out = attention(q, k, v, bias=bias)
+        out = nn.DenseGeneral(c.d_model, axis=(-2, -1), use_bias=False, dtype=x.dtype, name="o")(
+            out
+        )
+        return out, own
+
+
+class Mlp(nn.Module):
+    config: BaseConfig
+
+    @nn.compact
+    def __call__(self, x):
+        def dense(name, width):
+            return nn.Dense(width, use_bias=False, dtype=x.dtype, name=name)
+
+        gate = dense("gate", self.config.d_ff)(x)
+        up = dense("up", self.config.d_ff)(x)
+        return dense("down", self.config.d_model)(nn.silu(gate) * up)
+
+
+class Layer(nn.Module):
+    """One decoder layer in the shape `nn.scan` wants: carry, then (rows, state before it)."""
+
+    config: BaseConfig
+    collect: bool
+
+    @nn.compact
+    def __call__(self, x, context_rows, has_rope, positions, bias, context_positions):
+        eps = self.config.norm_eps
+        context = None
+        if context_rows is not None:
+            context = Context(context_rows, context_positions, bias)
+        attended, rows = Attention(self.config, name="attn")(
+            RMSNorm(eps, name="attn_norm")(x), positions, bias, context, has_rope
+        )
+        y = x + attended
+        y = y + Mlp(self.config, name="mlp")(RMSNorm(eps, name="mlp_norm")(y))
+        return y, (rows, x if self.collect else None)
+
+
+class Base(nn.Module):
+    """The decoder. Parameters are stacked over layers ([L, ...]) and scanned."""
+
+    config: BaseConfig
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        entries: jax.Array,
+        positions: jax.Array,
+        context: Context | None = None,
+        valid: jax.Array | None = None,
+        collect: bool = False,
+    ) -> Read:
+        """Reads entries causally, behind a context.
+
+        Args:
+          entries: token ids [B, T], or vectors [B, T, D] in place of their embeddings.
+          positions: [B, T].
+          context: rows visible to every entry, as far as their bias lets them.
+          valid: [B, T], False for padding that no entry may read; None when all are valid.
+          collect: also return the states of all layers.
+        """
+        c = self.config
+        embed = nn.Embed(c.vocab_size, c.d_model, dtype=self.dtype, name="embed")
+        x = embed(entries) if entries.ndim == 2 else entries.astype(self.dtype)
+        bias = _key_bias(context, valid, x.shape[:2])
+        layer = nn.remat(Layer, prevent_cse=False) if self.remat else Layer
+        scanned = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=c.n_layers,
+        )
+        rope_layers = c.rope_layers or (True,) * c.n_layers
+        x, (rows, states) = scanned(c, collect, name="layers")(
+            x,
+            context.rows if context is not None else None,
+            jnp.asarray(rope_layers, positions.dtype),
+            positions,
+            bias,
+            context.positions if context is not None else None,
+        )
+        if collect:
+            states = jnp.concatenate([states, x[None]], axis=0)  # [L + 1, B, T, D]
+        hidden = RMSNorm(c.norm_eps, name="final_norm")(x)
+        if not c.tied:
+            # Created here so that `init` makes it; `logits` reads it from the tree.
+            self.param("head", nn.initializers.lecun_normal(), (c.d_model, c.vocab_size))
+        return Read(hidden, rows, states)
+
+
+def _key_bias(context, valid, shape):
+    """[B, S] over context and entries, or None where every key is simply visible."""
+    if context is None and valid is None:
+        return None
+    own = jnp.zeros(shape) if valid is None else jnp.where(valid, 0.0, NEGATIVE)
+    return own if context is None else jnp.concatenate([context.bias, own], axis=1)
+
+
+def logits(params: dict, hidden: jax.Array) -> jax.Array:
+    """[..., D] -> [..., V], float32; the tied head is the embedding table."""
+    head = params["head"] if "head" in params else params["embed"]["embedding"].T
+    return jnp.einsum(
+        "...d,dv->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32
+    )
+
+
+def token_nll(params: dict, hidden: jax.Array, targets: jax.Array, chunk: int = 256) -> jax.Array:
+    """Negative log likelihood in nats of each target given its hidden state.
+
+    The vocabulary's logits never exist for more than `chunk` positions at a time, forward or
+    backward.
+
+    Args:
+      hidden: [B, T, D]. targets: [B, T]. Both already shifted: hidden[t] predicts targets[t].
+    """
+    b, t, d = hidden.shape
+    size = min(chunk, t)
+    pad = -t % size
+
+    @jax.checkpoint
+    def piece(args):
+        h, y = args
+        scores = logits(params, h)
+        picked = jnp.take_along_axis(scores, y[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(scores, axis=-1) - picked
+
+    h = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(b, -1, size, d).swapaxes(0, 1)
+    y = jnp.pad(targets, ((0, 0), (0, pad))).reshape(b, -1, size).swapaxes(0, 1)
+    out = jax.lax.map(piece, (h, y))  # [chunks, B, size]
+    return out.swapaxes(0, 1).reshape(b, -1)[:, :t]
+
+
+def count_parameters(params: dict) -> int:
+    return sum(x.size for x in jax.tree.leaves(params))
