@@ -1,0 +1,340 @@
+"""The focus allocator: utilities in, an edited layout out, in one jit-compiled call.
+
+A layout is a tree cut open to some depth. Two edits move the cut: *expand* a node to its
+children, *collapse* a complete set of siblings to their parent. The allocator climbs the sum of
+the utilities of all expanded nodes: expansions are offered in falling order of utility per entry,
+collapsible sets are given up in rising order, and the swap that gains most is made. Each call
+moves the cut one level; fixed utilities reach a fixed point, because every unforced edit gains
+(design: "Focus allocator").
+
+`refocus` takes one layout; heads and batches are `jax.vmap`s of it.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mctx.focus.edits import opening, rebuild, room, siblings
+from mctx.focus.layout import FocusConfig, Layout, entry_cost, is_row
+
+PASSES = 3  # swaps a refocus tries: later ones skip offers that no longer fit
+
+
+class Edits(NamedTuple):
+    """What one refocus did: int32 scalars."""
+
+    expanded: jax.Array  # nodes opened
+    collapsed: jax.Array  # sets closed for something better, or because they were unwanted
+    forced: jax.Array  # sets closed to restore the budget after blocks were appended
+    spent: jax.Array  # entries shown afterwards
+
+
+class Offers(NamedTuple):
+    """Nodes that may be expanded, best utility per entry first: arrays [n]."""
+
+    row: jax.Array
+    key: jax.Array  # nats per entry
+    value: jax.Array  # nats
+    entries: jax.Array  # entries that expanding costs (negative where children are silent)
+    nodes: jax.Array  # rows that expanding costs
+    legal: jax.Array
+    home: jax.Array  # position in Holds of the set the node belongs to, n if none
+
+
+class Holds(NamedTuple):
+    """Complete sets of siblings that may be collapsed, cheapest first: arrays [n]."""
+
+    row: jax.Array  # of the set's first node
+    key: jax.Array  # nats per entry, of the set or of its best member if that is more
+    value: jax.Array  # nats lost by collapsing
+    entries: jax.Array  # entries that collapsing frees
+    nodes: jax.Array  # rows that collapsing frees
+    legal: jax.Array
+    pinned: jax.Array  # opened so recently that only a forced collapse may close it
+
+
+class Plan(NamedTuple):
+    """Edits chosen so far and the room they leave."""
+
+    opened: jax.Array  # bool [n], over Offers
+    closed: jax.Array  # bool [n], over Holds
+    entries: jax.Array  # entries still free
+    nodes: jax.Array  # rows still free
+    edits: jax.Array  # edits still allowed
+
+
+class Scored(NamedTuple):
+    """A layout with what is known of its rows."""
+
+    layout: Layout
+    utility: jax.Array  # float32 [n]
+    parent_utility: jax.Array  # float32 [n]
+    fresh: jax.Array  # bool [n]: made by a forced collapse of this very call
+
+
+def price(cfg: FocusConfig) -> np.ndarray:
+    """What expanding a node costs, by level, in entries; utility per entry = utility / price.
+
+    Rows are scarce as well as entries (silent children cost no entries), so the price is the
+    larger share of the two. A label that is itself per entry (the best gain per entry reachable
+    beneath a node of level ≥ 2) becomes a utility in nats times this price.
+    """
+    entries, nodes = opening(cfg)
+    shares = np.maximum(entries, nodes * cfg.budget / cfg.capacity)
+    return np.where(np.arange(cfg.levels + 1) == 0, 1.0, shares).astype(np.float32)
+
+
+def price_scale(cfg: FocusConfig) -> np.ndarray:
+    """By level: turns the nats of a node's best block into a utility of expanding the node.
+
+    What is reachable beneath a coarse node is a utility per entry: it is priced as the allocator
+    prices that node's own expansion.
+    """
+    prices = price(cfg)
+    return np.concatenate([[1.0], prices[1:] / prices[1]]).astype(np.float32)
+
+
+def refocus(cfg: FocusConfig, layout: Layout, utility, parent_utility, blocks, now):
+    """Moves the layout one level towards what the utilities want (design: law 1 afterwards).
+
+    If appended blocks exceed the budget, collapses are forced first, cheapest utility per entry
+    before others and several levels deep if need be; they answer to neither `max_edits`, nor
+    `hysteresis`, nor `cooldown`. The budget can always be met when `validate(cfg, blocks)` passes.
+
+    Args:
+      utility: float [n], nats gained by expanding each node, signed; of a LOD0 node, the nats it
+        is worth as tokens (the utility of its gist). Below `-hysteresis` per entry it is
+        collapsed even if there is room. See `price` for levels ≥ 2.
+      parent_utility: float [n], the utility of each node's parent (of a LOD0 node, `utility`):
+        what is lost when the node's set collapses.
+      blocks: complete blocks of the history, int32.
+      now: number of this refocus, int32; calls that iterate within one refocus share it.
+    Returns:
+      The new layout and what was done to it.
+    """
+    utility, parent_utility = (jnp.asarray(u, jnp.float32) for u in (utility, parent_utility))
+    fresh = jnp.zeros(layout.level.shape, bool)
+    scored = Scored(layout, utility, parent_utility, fresh)
+    scored, forced = _restore_budget(cfg, scored, blocks, now)
+    layout = scored.layout
+    offers, holds, first = _market(cfg, scored, blocks, now)
+    nothing = jnp.zeros(layout.level.shape, bool)
+    plan = Plan(
+        nothing, nothing, *room(cfg, layout), jnp.int32(min(cfg.max_edits, 2 * cfg.capacity))
+    )
+    plan = _discard_unwanted(cfg, holds, plan)
+    plan = jax.lax.fori_loop(0, PASSES, lambda _, p: _swap(cfg, offers, holds, p), plan)
+    expand = nothing.at[offers.row].set(plan.opened)
+    collapse = nothing.at[holds.row].set(plan.closed)
+    layout, _ = rebuild(cfg, layout, expand, collapse, first, now)
+    expanded, collapsed = (jnp.sum(p, dtype=jnp.int32) for p in (plan.opened, plan.closed))
+    return layout, Edits(expanded, collapsed, forced, jnp.sum(entry_cost(cfg, layout)))
+
+
+def _market(cfg, scored, blocks, now):
+    """All edits open to a layout, sorted by utility per entry, and each row's set."""
+    layout, utility = scored.layout, scored.utility
+    n = layout.level.shape[-1]
+    entries, nodes = (jnp.asarray(a) for a in opening(cfg))
+    prices = jnp.asarray(price(cfg))
+    up = jnp.minimum(layout.level + 1, cfg.levels)
+    pin = jnp.where(now - layout.born <= (cfg.cooldown or -1), layout.change, 0)
+
+    first = siblings(cfg, layout, blocks)
+    may_expand = is_row(layout) & (layout.level >= 1)
+    key = jnp.where(may_expand, utility / prices[layout.level], -jnp.inf)
+
+    def best(x):  # over the members of each set, at the set's first row
+        return jax.ops.segment_max(x, first, n + 1)[:n]
+
+    is_set = first == jnp.arange(n)
+    value = jnp.where(is_set, best(scored.parent_utility), 0.0)
+    # A set is kept for its best member's sake, so no expansion is lost to a collapse around it.
+    hold_key = jnp.where(is_set, jnp.maximum(value / prices[up], best(key)), jnp.inf)
+    rising = jnp.argsort(hold_key)
+    pinned = best(pin) > 0
+    holds = Holds(
+        rising,
+        hold_key[rising],
+        value[rising],
+        entries[up][rising],
+        nodes[up][rising],
+        is_set[rising],
+        pinned[rising],
+    )
+    position = jnp.zeros(n + 1, jnp.int32).at[rising].set(jnp.arange(n)).at[n].set(n)
+    falling = jnp.argsort(-key)
+    offers = Offers(
+        falling,
+        key[falling],
+        utility[falling],
+        entries[layout.level][falling],
+        nodes[layout.level][falling],
+        (may_expand & (pin >= 0) & ~scored.fresh & (utility > 0))[falling],
+        position[first][falling],
+    )
+    return offers, holds, first
+
+
+class Supply(NamedTuple):
+    """What giving up the first 0 … n holds of a list brings and costs: arrays [n + 1]."""
+
+    entries: jax.Array
+    nodes: jax.Array
+    edits: jax.Array
+    lost: jax.Array
+
+
+def _totals(chosen, entries, nodes, value):
+    """Sums over the first 1 … n chosen: entries, rows, how many (int32) and nats, [n] each."""
+    counts = jnp.stack([entries, nodes, jnp.ones_like(nodes)])
+    entries, nodes, number = jnp.cumsum(jnp.where(chosen, counts, 0), axis=-1)
+    return entries, nodes, number, jnp.cumsum(jnp.where(chosen, value, 0.0))
+
+
+def _supply(holds, victims):
+    totals = _totals(victims, holds.entries, holds.nodes, holds.value)
+    return Supply(*(jnp.concatenate([jnp.zeros(1, t.dtype), t]) for t in totals))
+
+
+def _cover(supply, entries, nodes):
+    """The fewest holds that bring so many entries and rows, and whether they do; any shape."""
+    n = supply.nodes.shape[-1] - 1
+    # A silent set costs entries when it collapses to a shown parent, so sums may fall.
+    by_entries = jnp.searchsorted(jax.lax.cummax(supply.entries), entries)
+    by_nodes = jnp.searchsorted(supply.nodes, nodes)
+    taken = jnp.minimum(jnp.maximum(by_entries, by_nodes), n)
+    return taken, (supply.entries[taken] >= entries) & (supply.nodes[taken] >= nodes)
+
+
+def _lists(holds, victims):
+    """Three choices of what to give up: what frees entries, what frees rows, either: [3, n].
+
+    Where siblings are silent a set may free rows and no entries: it must not be closed in
+    passing when entries are short.
+    """
+    frees = jnp.stack([holds.entries > 0, holds.nodes > 0])
+    return jnp.concatenate([frees, jnp.any(frees, axis=0, keepdims=True)]) & victims
+
+
+def _restore_budget(cfg, scored, blocks, now):
+    """Collapses until the layout fits: at most `levels` rounds, none if it fits already."""
+
+    def too_big(state):
+        scored, _, rounds = state
+        entries, nodes = room(cfg, scored.layout)
+        return ((entries < 0) | (nodes < 0)) & (rounds < cfg.levels)
+
+    def one_round(state):
+        scored, forced, rounds = state
+        entries, nodes = room(cfg, scored.layout)
+        _, holds, first = _market(cfg, scored, blocks, now)
+        lists = _lists(holds, holds.legal)
+        supply = jax.vmap(partial(_supply, holds))(lists)
+        taken, enough = jax.vmap(lambda s: _cover(s, -entries, -nodes))(supply)
+        loss = jnp.where(enough, supply.lost[jnp.arange(3), taken], jnp.inf)
+        cheapest = jnp.argmin(loss)
+        chosen = lists[cheapest] & (jnp.arange(holds.row.shape[-1]) < taken[cheapest])
+        # If no list is enough, everything goes up one level: repeated, the coarsest layout.
+        chosen = jnp.where(jnp.any(enough), chosen, holds.legal)
+        scored = _collapse_scored(cfg, scored, holds, chosen, first, now)
+        return scored, forced + jnp.sum(chosen, dtype=jnp.int32), rounds + 1
+
+    state = (scored, jnp.int32(0), jnp.int32(0))
+    scored, forced, _ = jax.lax.while_loop(too_big, one_round, state)
+    return scored, forced
+
+
+def _collapse_scored(cfg, scored, holds, chosen, first, now):
+    """Collapses the chosen sets and carries the scores over to the new rows."""
+    nothing = jnp.zeros(chosen.shape, bool)
+    collapse = nothing.at[holds.row].set(chosen)
+    layout, source = rebuild(cfg, scored.layout, nothing, collapse, first, now)
+    fresh = collapse[source]
+    utility = jnp.where(fresh, scored.parent_utility[source], scored.utility[source])
+    # What the next parent is worth is not known: as much per entry as the best that is.
+    prices = jnp.asarray(price(cfg))
+    up = jnp.minimum(layout.level + 1, cfg.levels)
+    guess = utility / prices[layout.level] * prices[up]
+    parent_utility = jnp.where(fresh, guess, scored.parent_utility[source])
+    return Scored(layout, utility, parent_utility, fresh | scored.fresh[source])
+
+
+def _discard_unwanted(cfg, holds, plan):
+    """Closes sets of negative utility, worst first, as far as edits and entries allow."""
+    unwanted = holds.legal & ~holds.pinned & (holds.key < -cfg.hysteresis)
+    freed = jnp.cumsum(jnp.where(unwanted, holds.entries, 0))
+    fits = unwanted & (plan.entries + freed >= 0) & (jnp.cumsum(unwanted) <= plan.edits)
+    position = jnp.arange(unwanted.shape[-1])
+    closed = unwanted & (position <= jnp.max(jnp.where(fits, position, -1)))
+    return _close(plan, holds, closed)
+
+
+def _swap(cfg, offers, holds, plan):
+    """Opens the best offers and closes the cheapest sets that make room, if that gains."""
+    n = offers.row.shape[-1]
+    busy = jnp.zeros(n + 1, bool).at[offers.home].max(plan.opened)[:n]
+    gone = jnp.append(plan.closed, False)[offers.home]
+    wanted = offers.legal & ~plan.opened & ~gone
+    lists = _lists(holds, holds.legal & ~holds.pinned & ~plan.closed & ~busy)
+    # Sets that each offer beats by the hysteresis: the most it may push out.
+    reach = jnp.searchsorted(holds.key, offers.key - cfg.hysteresis)
+    propose = partial(_best_prefix, offers, holds, plan, wanted, reach)
+    gain, opened, closed = jax.vmap(propose)(lists)
+    best = jnp.argmax(gain)
+    return _open(_close(plan, holds, closed[best]), offers, opened[best])
+
+
+def _best_prefix(offers, holds, plan, wanted, reach, victims):
+    """The run of best offers whose gain over the sets it pushes out is largest.
+
+    Args:
+      wanted: bool [n] over offers. reach: int32 [n], holds each offer may push out.
+      victims: bool [n] over holds.
+    Returns:
+      The gain in nats (0 if nothing gains) and the offers and holds taken, bool [n] each.
+    """
+    position = jnp.arange(wanted.shape[-1])
+    supply = _supply(holds, victims)
+    # An offer that could not be met alone would only block those after it.
+    alone = (
+        wanted
+        & (offers.entries <= plan.entries + jax.lax.cummax(supply.entries)[reach])
+        & (offers.nodes <= plan.nodes + supply.nodes[reach])
+    )
+
+    entries, nodes, number, value = _totals(alone, offers.entries, offers.nodes, offers.value)
+    taken, enough = _cover(supply, entries - plan.entries, nodes - plan.nodes)
+    # The worst offer beats the best set given up. So no set is closed around an open member:
+    # a set's key is at least that of its members.
+    affordable = number + supply.edits[taken] <= plan.edits
+    fair = alone & enough & (taken <= reach) & affordable
+    gain = jnp.where(fair, value - supply.lost[taken], 0.0)
+    last = jnp.argmax(gain)
+    gains = gain[last] > 0
+    opened = alone & (position <= last) & gains
+    closed = victims & (position < taken[last]) & gains
+    return gain[last], opened, closed
+
+
+def _close(plan, holds, closed):
+    """The plan with these sets collapsed."""
+    return plan._replace(
+        closed=plan.closed | closed,
+        entries=plan.entries + jnp.sum(jnp.where(closed, holds.entries, 0)),
+        nodes=plan.nodes + jnp.sum(jnp.where(closed, holds.nodes, 0)),
+        edits=plan.edits - jnp.sum(closed, dtype=jnp.int32),
+    )
+
+
+def _open(plan, offers, opened):
+    """The plan with these nodes expanded."""
+    return plan._replace(
+        opened=plan.opened | opened,
+        entries=plan.entries - jnp.sum(jnp.where(opened, offers.entries, 0)),
+        nodes=plan.nodes - jnp.sum(jnp.where(opened, offers.nodes, 0)),
+        edits=plan.edits - jnp.sum(opened, dtype=jnp.int32),
+    )
