@@ -1,0 +1,1 @@
+"""Corpora, tokenizer training and sampling: everything between files of text and token arrays."""

@@ -1,0 +1,139 @@
+"""Text to ingest: a file, a folder, a JSON-lines collection, or the sources of a package."""
+
+import json
+import lzma
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data import minhash, sources
+from data.heldout import TEST, VALIDATION, canonical
+from mctx.errors import UserError
+from mctx.tokenizer import Tokenizer
+
+
+class Document(NamedTuple):
+    """One text with its name, and the collection (package, folder, author) it is part of."""
+
+    package: str
+    name: str
+    text: str
+
+
+def load(source: str | Path) -> list[Document]:
+    """Load the documents of a source, in order.
+
+    Args:
+      source: a `.jsonl` or `.jsonl.xz` file (an object a line, with `text` and, if wanted, `author`
+        and `title`); any other file of UTF-8 text; a folder of text files
+        (`data.sources.TEXT_SUFFIXES`); or `package:NAME`, the Python files of a package installed
+        in this interpreter (`package:python` is the standard library).
+
+    Raises:
+      UserError: nothing is there, a file is not UTF-8 or not JSON, or all text is empty.
+    """
+    if str(source).startswith("package:"):
+        documents = _from_package(str(source).removeprefix("package:"))
+    elif Path(source).is_dir():
+        documents = [
+            Document(package.name, file, _read(package.root / file))
+            for package in sources.folder(Path(source)) for file in package.files
+        ]
+    elif not Path(source).is_file():
+        raise UserError(f"There is no file or folder {source}; name one, or package:NAME.")
+    elif str(source).endswith((".jsonl", ".jsonl.xz")):
+        documents = list(_from_json_lines(Path(source)))
+    else:
+        documents = [Document("", Path(source).name, _read(Path(source)))]
+    documents = [document for document in documents if document.text.strip()]
+    if not documents:
+        raise UserError(f"{source} holds no text; name a source that has some.")
+    return documents
+
+
+def held_out_packages(
+    checkpoint: str | Path, minimum_tokens: int, tokenizer: Tokenizer
+) -> list[Document]:
+    """Documents of packages of this interpreter that a checkpoint was never trained on.
+
+    Left out are packages named in the checkpoint's `manifest.json`, packages that were looked at
+    while developing, and files that its `sketch.npy` knows, or knows near-duplicates of. Files come
+    in the order of their package, the packages of `data.heldout.TEST` first and in its order,
+    until there are enough.
+
+    Args:
+      checkpoint: the directory with `manifest.json` and `sketch.npy`, as the training corpus had.
+      minimum_tokens: how many tokens are enough.
+      tokenizer: what counts them.
+
+    Raises:
+      UserError: the directory lacks these files, or this interpreter has too few unseen packages.
+    """
+    checkpoint = Path(checkpoint)
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        sketch = np.load(checkpoint / "sketch.npy")
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{checkpoint} does not say what it was trained on: {error.filename} is missing."
+        ) from error
+    seen = {package["name"] for package in manifest["packages"]} | set(VALIDATION)
+    rank = {name: place for place, name in enumerate(TEST)}
+    packages = [*sources.installed(sources.site_folders()), sources.standard_library()]
+    unseen = sorted(
+        (package for package in packages if package.name not in seen),
+        key=lambda package: (package.name == "python", rank.get(package.name, len(rank))),
+    )
+    documents, count = [], 0
+    for package in unseen:
+        for file in package.files:
+            reading = sources.read(package.root, file)
+            if reading.fault or minhash.in_sketch(sketch, reading.signature[None])[0]:
+                continue
+            documents.append(Document(package.name, file, reading.text))
+            count += len(tokenizer.encode(reading.text))
+            if count >= minimum_tokens:
+                return documents
+    raise UserError(
+        f"This interpreter has only {count} tokens of packages that {checkpoint} has never seen; "
+        f"install more packages, or ask for fewer than {minimum_tokens} tokens."
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return sources.decode(path.read_bytes())
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 at byte {error.start}; convert it to UTF-8."
+        ) from error
+
+
+def _from_package(name: str) -> list[Document]:
+    packages = {package.name: package for package in sources.installed(sources.site_folders())}
+    packages["python"] = sources.standard_library()
+    if canonical(name) not in packages:
+        raise UserError(f"No package {name} is installed here; install it or name another one.")
+    package = packages[canonical(name)]
+    readings = [(file, sources.read(package.root, file)) for file in package.files]
+    return [
+        Document(package.name, file, reading.text) for file, reading in readings
+        if not reading.fault
+    ]
+
+
+def _from_json_lines(path: Path) -> Iterator[Document]:
+    opened = lzma.open(path) if path.suffix == ".xz" else path.open("rb")
+    with opened as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                fields = json.loads(line)
+                yield Document(
+                    fields.get("author", ""), fields.get("title", str(number)), fields["text"]
+                )
+            except (ValueError, KeyError, AttributeError) as error:
+                raise UserError(
+                    f'Line {number} of {path} is not a JSON object with a "text"; mend it.'
+                ) from error

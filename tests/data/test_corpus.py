@@ -1,0 +1,122 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from data import corpus, minhash, sources
+from data.sampling import Corpus
+from mctx.tokenizer import Tokenizer
+from tests.data.conftest import code, edited
+
+LEAKED = 50  # seed of a test package's file that others have copied
+
+
+@pytest.fixture
+def built(make_site, tmp_path, monkeypatch):
+    """Corpora of three train packages, one for validation, and a held-out one that was copied."""
+    stdlib = tmp_path / "stdlib"
+    stdlib.mkdir()
+    (stdlib / "heap.py").write_text(code(60))
+    package = sources.Package("python", "3", stdlib, ("heap.py",))
+    monkeypatch.setattr(sources, "standard_library", lambda: package)
+    site = make_site({
+        "alpha": {f"alpha/{i}.py": code(i) for i in range(6)},
+        "beta": {
+            "beta/a.py": code(10), "beta/copy.py": code(0), "beta/heapcopy.py": code(60),
+            "beta/near.py": edited(code(1), 0.03), "beta/leak.py": edited(code(LEAKED), 0.03),
+        },
+        "Gamma_X": {"gamma/a.py": code(20), "gamma/valid.py": code(31), "gamma/tiny.py": "x = 1"},
+        "val": {"val/a.py": code(30), "val/b.py": code(31), "val/leak.py": code(LEAKED)},
+        "secret": {"secret/a.py": code(LEAKED)},
+    })
+    out = tmp_path / "out"
+    written = corpus.build(
+        out, site, held_out=["Secret"], validation=["val"], vocab_size=400, processes=2
+    )
+    return SimpleNamespace(out=out, site=site, written=written)
+
+
+def texts(directory) -> dict[str, list[str]]:
+    """The documents of a corpus as read back from its tokens, by package."""
+    loaded, tokenizer = Corpus.load(directory), Tokenizer.load(directory)
+    found: dict[str, list[str]] = {}
+    for start, stop, package in loaded.documents:
+        assert loaded.tokens[stop - 1] == tokenizer.eot_id
+        text = tokenizer.decode(loaded.tokens[start : stop - 1])
+        found.setdefault(loaded.manifest["packages"][package]["name"], []).append(text)
+    return found
+
+
+def test_what_is_kept_is_kept_whole_and_in_order(built):
+    assert texts(built.out / "train") == {
+        "alpha": [code(i) for i in range(6)], "beta": [code(10)], "gamma-x": [code(20)]
+    }
+    assert texts(built.out / "valid") == {"val": [code(30), code(31)]}
+
+
+def test_the_manifest_says_what_is_in_and_what_is_out(built):
+    train = Corpus.load(built.out / "train")
+    manifest = train.manifest
+    assert manifest["dropped"] == {"exact copy": 3, "near copy": 2, "small": 1}
+    assert manifest["held_out"] == ["secret"] and manifest["validation"] == ["val"]
+    assert sum(package["tokens"] for package in manifest["packages"]) == manifest["tokens"]
+    assert manifest["tokens"] == len(train.tokens) == built.written["train"]
+    assert [package["files"] for package in manifest["packages"]] == [6, 1, 1]
+    assert [np.diff(span)[0] for span in train.packages] == [
+        package["tokens"] for package in manifest["packages"]
+    ]
+    tokenizer = Tokenizer.load(built.out / "valid")
+    assert tokenizer.fingerprint == manifest["tokenizer"] and tokenizer.vocab_size == 400
+    assert (tokenizer.bos_id, tokenizer.eot_id, tokenizer.pad_id) == (0, 1, 2)
+    assert train.tokens.dtype == np.uint16 and train.documents.dtype == np.int64
+
+
+def test_the_sketch_knows_the_training_texts_alone(built):
+    sketch = np.load(built.out / "train" / "sketch.npy")
+    known = [minhash.in_sketch(sketch, minhash.signature(code(seed))[None])[0]
+             for seed in (0, 5, 10, 20, 30, 31, LEAKED)]
+    assert known == [True] * 4 + [False] * 3
+
+
+def test_the_same_sources_give_the_same_corpus_and_a_tokenizer_can_be_reused(built, tmp_path):
+    again = tmp_path / "again"
+    corpus.build(again, built.site, ["secret"], ["val"],
+                 tokenizer=built.out / "train" / "tokenizer.json", processes=1)
+    for file in ("tokens.npy", "documents.npy", "sketch.npy", "manifest.json", "tokenizer.json"):
+        for kind in ("train", "valid"):
+            assert (again / kind / file).read_bytes() == (built.out / kind / file).read_bytes()
+
+
+def test_training_a_tokenizer_twice_gives_the_same_one():
+    samples = [code(i) for i in range(5)]
+    prints = {corpus.bpe.train(samples, 350).fingerprint for _ in range(2)}
+    assert len(prints) == 1
+
+
+def test_thinning_keeps_about_the_share_asked_for(tmp_path):
+    names = tuple(f"{i}.py" for i in range(400))
+    for name in names:
+        (tmp_path / name).write_text("x" * 100)
+    package = sources.Package("p", "", tmp_path, names)
+    (half,), (whole,) = corpus.thin([package], 20_000), corpus.thin([package], 1e9)
+    assert 150 < len(half.files) < 250 and set(half.files) < set(names) and whole == package
+
+
+def test_an_order_of_groups_decides_which_copy_stays(tmp_path):
+    (tmp_path / "a.py").write_text(code(1))
+    a, z = (sources.Package(name, "", tmp_path, ("a.py",)) for name in "az")
+    found = corpus.read_all([(corpus.TRAIN, a), (corpus.HELD_OUT, z)], 1)
+    marked = {s.package.name: s.reading.fault for s in corpus.deduplicate(found)}
+    assert marked == {"a": "exact copy", "z": ""}
+
+
+def test_the_command_explains_what_is_wrong(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for arguments in (["--packages", str(tmp_path / "nowhere")],
+                      ["--packages", str(tmp_path / "empty")],
+                      ["--tokenizer", str(tmp_path / "none.json")],
+                      ["--exclude-file", str(tmp_path / "none.txt")]):
+        assert corpus.main(["--out", str(tmp_path / "out"), *arguments]) == 2
+        message = capsys.readouterr().err.strip()
+        assert message.startswith("error: ") and arguments[1] in message
+    assert not (tmp_path / "out").exists()
