@@ -1,0 +1,1 @@
+"""What a person runs: every module here is a command, `python -m experiments.NAME`."""

@@ -1,0 +1,142 @@
+"""The command line: configs, their overrides, errors as one sentence, result files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import entry
+from experiments.train import configuration
+from mctx.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+CONFIG = '''
+from ml_collections import ConfigDict, config_dict
+
+def get_config():
+    return ConfigDict({
+        "phase": "base", "corpus": config_dict.placeholder(str), "remat": False,
+        "gist": {"fanouts": (32, 8), "width": 256}, "train": {"steps": 10, "learning_rate": 1e-3},
+    })
+'''
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "toy.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def test_overrides_take_the_type_of_the_default(file):
+    overrides = ["remat=true", "gist.fanouts=4,4,4", "corpus=x=y", "train.learning_rate=2"]
+    config = entry.load_config(file, [f"--config.{text}" for text in overrides])
+    assert config.remat is True
+    assert config.gist.fanouts == (4, 4, 4)
+    assert config.corpus == "x=y"
+    assert config.train.learning_rate == 2.0 and type(config.train.learning_rate) is float
+    assert config.gist.width == 256
+
+
+@pytest.mark.parametrize("value", ["(4,)", "4", "[4]"])
+def test_a_tuple_of_one(file, value):
+    assert entry.load_config(file, [f"--config.gist.fanouts={value}"]).gist.fanouts == (4,)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("--config.train.step=3", "no key 'train.step': did you mean train.steps"),
+        ("--config.learning_rate=3", "did you mean train.learning_rate"),
+        ("--config.trian.learning_rate=3", "did you mean train.learning_rate"),
+        ("--config.gist=3", "did you mean gist.fanouts or gist.width"),
+        ("--config.zzz=3", "no key 'zzz'; keys: .*corpus"),
+        ("--config.train.steps=many", "train.steps wants a int, not 'many'"),
+        ("--config.remat=maybe", "remat wants a bool, not 'maybe'"),
+        ("--config.gist.fanouts=4,x", "gist.fanouts wants a tuple, not '4,x'"),
+        ("--config.train.steps", "overrides look like --config.key=value"),
+        ("--steps=3", "overrides look like --config.key=value"),
+    ],
+)
+def test_overrides_that_are_wrong(file, override, sentence):
+    with pytest.raises(UserError, match=sentence):
+        entry.load_config(file, [override])
+
+
+def test_files_that_are_no_config(tmp_path):
+    (tmp_path / "empty.py").write_text("")
+    (tmp_path / "text.txt").write_text("")
+    for name, sentence in [
+        ("none.py", "there is no config file"),
+        ("empty.py", "must define get_config"),
+        ("text.txt", "give a .py file"),
+    ]:
+        with pytest.raises(UserError, match=sentence):
+            entry.load_config(tmp_path / name)
+
+
+def test_every_train_setting_can_be_overridden(file):
+    config = configuration(file, ["--config.corpus=c", "--config.train.fsdp=2"])
+    assert (config.train.fsdp, config.train.steps, config.train.schedule) == (2, 10, "cosine")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("", ""), "no corpus"),
+        (('"phase": "base"', '"phase": "bass"'), "no phase 'bass'"),
+        (('"steps": 10', '"stesp": 10'), r"train.stesp, but there are only steps"),
+    ],
+)
+def test_configs_that_cannot_be_trained(file, change, sentence):
+    file.write_text(CONFIG.replace(*change) if change[0] else CONFIG)
+    with pytest.raises(UserError, match=sentence):
+        configuration(file, [])
+
+
+def test_configs_of_the_project_can_be_trained():
+    for path in (ROOT / "experiments" / "configs").glob("pico_*.py"):
+        assert configuration(path, ["--config.corpus=c"]).train.steps > 0
+
+
+def test_a_users_error_is_one_line_and_status_2():
+    command = [sys.executable, "-m", "experiments.train", "--config=none.py", "--workdir=w"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: there is no config file none.py: see experiments/configs.\n"
+
+
+def test_wrong_arguments_are_a_users_error():
+    parser = entry.Parser(prog="python -m experiments.train")
+    parser.add_argument("--workdir", required=True)
+    with pytest.raises(UserError, match="required: --workdir; see .python -m experiments.train"):
+        parser.parse_args([])
+
+
+def test_run_joins_lines_and_lets_other_errors_through(capsys):
+    def mendable():
+        raise UserError("one\n  two.")
+
+    with pytest.raises(SystemExit) as exited:
+        entry.run(mendable)
+    assert exited.value.code == 2 and capsys.readouterr().err == "error: one two.\n"
+    with pytest.raises(SystemExit) as exited:
+        entry.run(lambda: None)
+    assert exited.value.code == 0
+    with pytest.raises(ZeroDivisionError):
+        entry.run(lambda: 1 / 0)
+
+
+def test_result_file_is_whole_and_says_where_it_comes_from(tmp_path):
+    path = tmp_path / "deep" / "r.json"
+    rows = [{"what": "speed", "value": 2.0, "unit": "tokens/s", "low": 1.0, "high": 3.0, "n": 5}]
+    entry.write_result(path, "python -m experiments.bench", 7, rows, model="pico")
+    found = json.loads(path.read_text())
+    assert found["rows"] == rows and found["seed"] == 7 and found["model"] == "pico"
+    assert found["machine"]["devices"].startswith("8 × ") and found["machine"]["cores"] >= 1
+    assert found["commit"] == entry.git_commit()
+    with pytest.raises(TypeError):
+        entry.write_result(path, "again", 7, [{"value": object()}])
+    assert json.loads(path.read_text()) == found and len(list(path.parent.iterdir())) == 1

@@ -1,0 +1,247 @@
+"""Reports: tables say what the files say, markers are replaced exactly, pictures are drawn."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from experiments import pictures, report
+from experiments.focus_raster import SILENT, UNWRITTEN, focus_raster
+from mctx.errors import UserError
+
+FANOUTS = (4, 2, 2)  # tokens a block, then blocks a LOD2 node, LOD2 nodes a LOD3 node
+
+
+def row(what, value, **more):
+    return {"what": what, "value": value, "unit": "nats/token", "n": 64} | more
+
+
+def result(**changes):
+    rows = [
+        row("sinks+recent", 1.9012, low=1.8512, high=1.9512, delta_nll=0.0, entries=1024),
+        row("lens", 1.7, delta_nll=-0.2012, delta_low=-0.2212, delta_high=-0.1812, trained=False),
+        row("full", 1.65, delta_nll=-0.25, entries=20480),
+    ]
+    facts = {"name": "quick", "command": "python -m x", "seed": 3, "commit": "c0ffee" * 6 + "+"}
+    facts |= {"machine": {"cpu": "CPU", "cores": 2}, "rows": rows, "notes": ["A note."]}
+    return facts | changes
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def layout(position, fine, silent=()):
+    """Blocks of `fine` as tokens, the rest as LOD2 pairs, or LOD1 where a pair is broken."""
+    nodes, block = [], 0
+    while block < position // FANOUTS[0]:
+        pair = {block, block + 1}
+        if block % 2 == 0 and not pair & set(fine) and block + 2 <= position // FANOUTS[0]:
+            nodes.append((2, block // 2))
+        else:
+            nodes.append((0 if block in fine else 1, block))
+        block += 2 if nodes[-1][0] == 2 else 1
+    level, index = zip(*nodes, strict=True)
+    shown = [node not in silent for node in nodes]
+    nodes = {"level": level, "index": index, "shown": shown}
+    return {"position": position, "fanouts": FANOUTS, **nodes}
+
+
+@pytest.mark.parametrize(
+    "value, half, text",
+    [
+        (1.90123, 0.05, "1.901"),
+        (1.90123, 0.21, "1.90"),
+        (-0.20123, 0.0212, "−0.201"),
+        (-0.0004, 0.05, "0.000"),
+        (12345.6, 120.0, "12,346"),
+        (0, 0.1, "0.00"),
+        (104857, None, "104,857"),
+        (3.14159, None, "3.142"),
+        (0.0123456, None, "0.01235"),
+        (0.0, None, "0"),
+    ],
+)
+def test_numbers_show_as_many_digits_as_their_interval_bears(value, half, text):
+    assert report.number_text(value, half) == text
+
+
+def test_table_has_one_column_a_quantity_and_says_shared_things_once():
+    heading, first, lens, full = report.table_cells(result())
+    assert heading == ["", "nats/token", "ΔNLL", "entries"]
+    assert first == ["sinks+recent", "1.901 [1.851, 1.951]", "0", "1,024"]
+    assert lens == ["lens (untrained)", "1.700", "−0.201 [−0.221, −0.181]", "—"]
+    assert full[0] == "full (bound)"
+
+
+def test_units_that_differ_stand_in_the_cells():
+    rows = [row("read", 3.5, unit="ms"), row("size", 7, unit="MB")]
+    cells = report.table_cells(result(rows=rows))
+    assert [line[1] for line in cells] == ["value", "3.500 ms", "7 MB"]
+
+
+def test_footer_says_where_the_numbers_come_from():
+    facts, note = report.footer(result())
+    for part in ("`python -m x`", "seed 3", "commit c0ffeec0ff+", "CPU, 2 cores", "n = 64"):
+        assert part in facts
+    assert facts.endswith("[low, high]: bootstrap 95 % over segments")
+    assert note == "A note."
+    assert "bootstrap" not in report.footer(result(rows=[row("lens", 1.0)]))[0]
+
+
+def test_a_bar_in_a_cell_does_not_end_it():
+    assert r"a\|b" in report.markdown_table(result(rows=[row("a|b", 1.0)]))
+
+
+def test_markers_are_replaced_exactly(tmp_path):
+    text = "# R\n\n<!-- table:quick -->\nold\n<!-- end:quick -->\n\n<!-- table:other -->\nkeep\n"
+    text += "<!-- end:other -->\ntail"
+    results = write(tmp_path / "RESULTS.md", text)
+    write(tmp_path / "run/summary.json", result())
+    arguments = [str(tmp_path / "run"), "--results", str(results)]
+    report.main(arguments)
+    table = report.markdown_table(result()).strip()
+    assert results.read_text() == text.replace("old", table)
+    report.main(arguments)
+    assert results.read_text() == text.replace("old", table)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["RESULTS.md", "run"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no marker",
+        "<!-- table:quick --> never ends",
+        "<!-- end:quick --><!-- table:quick -->",
+        "<!-- table:quick --><!-- end:quick -->" * 2,
+    ],
+)
+def test_a_marker_amiss_leaves_everything_as_it_was(tmp_path, text):
+    results = write(tmp_path / "RESULTS.md", text)
+    file = write(tmp_path / "run/eval/quick.json", result())
+    with pytest.raises(UserError, match="table:quick"):
+        report.main([str(file), "--results", str(results), "--out", str(tmp_path / "out")])
+    assert results.read_text() == text
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        ("{", "not readable JSON"),
+        ([], "no JSON object"),
+        ({"name": "x"}, "no command, seed"),
+        (result(name="../x"), "letters"),
+        (result(rows=[]), "rows"),
+        (result(rows=[{"what": "lens"}]), "row 1 has no what or no value"),
+        (result(rows=[row("lens", "1.0")]), "row 1 has a value that is no finite number"),
+        (result(rows=[row("lens", float("nan"))]), "no finite number"),
+        (result(rows=[row("a", 1.0), row("b", 1.0, low=2.0, high=1.0)]), "row 2 .* upside down"),
+    ],
+)
+def test_malformed_files_are_refused_in_one_sentence(tmp_path, content, says):
+    with pytest.raises(UserError, match=says):
+        report.load_result(write(tmp_path / "bad.json", content))
+
+
+def test_a_run_without_results_and_two_of_one_name_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no summary.json"):
+        report.main([str(tmp_path)])
+    one, two = (write(tmp_path / f"{n}.json", result()) for n in "ab")
+    with pytest.raises(UserError, match="same name"):
+        report.main([str(one), str(two)])
+
+
+def test_a_run_leaves_its_table_and_all_its_pictures(tmp_path, capsys):
+    run = tmp_path / "run"
+    write(run / "summary.json", result())
+    lines = [{"step": s, "time": 0, "loss": 1 / (s + 1), "eval/nll": None} for s in range(300)]
+    write(run / "lens/metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    lines = [{"step": s, "time": 0, "refocus/ms": 2, "refocus/coverage/old": 0.1,
+              "refocus/coverage/new": 0.9, "refocus/own_idea": s} for s in range(3)]
+    write(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    records = [layout(position, {0, position // 4 - 1}) for position in (16, 32, 48)]
+    write(run / "layouts.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    report.main([str(run)])
+    made = {path.name: path for path in (run / "report").iterdir()}
+    assert set(made) == {"quick.md", "quick.png", "training.png", "refocus.png", "focus.png"}
+    for name, path in made.items():
+        if name.endswith("png"):
+            with Image.open(path) as picture:
+                assert len(picture.convert("RGB").getcolors(1 << 24)) > 3  # something is drawn
+            assert path.stat().st_size < 150_000
+    assert made["quick.md"].read_text() == report.markdown_table(result())
+    assert "lens (untrained)" in capsys.readouterr().out
+
+
+def test_a_chart_shows_recovered_before_delta_before_value_and_never_mixes_units(tmp_path):
+    assert pictures.chart_measure(result()) == "delta_nll"
+    assert pictures.chart_measure(result(rows=[row("lens", 1.0, recovered=0.5)])) == "recovered"
+    assert pictures.chart_measure(result(rows=[row("lens", 1.0)])) == "value"
+    mixed = result(rows=[row("a", 1.0), row("b", 1.0, unit="ms")])
+    with pytest.raises(UserError, match="units"):
+        pictures.bar_chart(mixed, tmp_path / "mixed.png")
+
+
+def token_line(record, written):
+    """What focus_raster says of one layout where every token has its own column."""
+    line = np.full(written, UNWRITTEN)
+    line[: record["position"]] = 0  # the tail; the nodes before it follow
+    width = {0: 4, 1: 4, 2: 8}
+    nodes = zip(record["level"], record["index"], record["shown"], strict=True)
+    for level, index, shown in nodes:
+        line[index * width[level] : (index + 1) * width[level]] = level if shown else SILENT
+    return line
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_every_pixel_has_one_lod_and_the_recent_window_is_tokens(data):
+    """With a column a token and a row a token read, the raster is the layouts, token by token."""
+    sizes = data.draw(st.sets(st.integers(1, 12), min_size=2, max_size=6))
+    records = []
+    for blocks in sorted(sizes):
+        fine = data.draw(st.sets(st.integers(0, blocks - 1))) | {blocks - 1}
+        silent = {(2, i) for i in data.draw(st.sets(st.integers(0, 5)))}
+        records.append(layout(blocks * FANOUTS[0], fine, silent))
+    records[-1]["position"] += data.draw(st.integers(0, FANOUTS[0] - 1))
+    begin, written = records[0]["position"], records[-1]["position"]
+    raster, bounds = focus_raster(data.draw(st.permutations(records)), written - begin, written)
+    assert bounds == (begin, written)
+    lines = {record["position"]: token_line(record, written) for record in records}
+    for read, line in zip(range(begin, written), raster, strict=True):
+        inforce = max(position for position in lines if position <= read)
+        expected = lines[inforce]
+        if read == written - 1:  # the last record shares the last row
+            expected = np.minimum(lines[written], expected if inforce == read else UNWRITTEN)
+        np.testing.assert_array_equal(line, expected)
+        newest = written if read == written - 1 else inforce
+        assert (line[newest - FANOUTS[0] : newest] == 0).all()
+
+
+def test_a_pixel_of_many_blocks_and_refocuses_shows_the_finest():
+    records = [layout(4 * n, {n - 1, 0} if n == 70 else {n - 1}) for n in range(64, 129)]
+    raster, _ = focus_raster(records, 4, 8)  # 64 tokens a column, 16 refocuses a row
+    assert raster.shape == (4, 8)
+    assert raster[0, 0] == 0 and (raster[1:, 0] == 2).all()
+    assert raster[0, -1] == UNWRITTEN and raster[-1, -1] == 0
+
+
+def test_records_that_are_no_layouts_and_logs_without_scalars_are_refused(tmp_path):
+    with pytest.raises(UserError, match="layout records"):
+        focus_raster([{"position": 3}], 2, 2)
+    with pytest.raises(UserError, match="layout records"):
+        focus_raster([], 2, 2)
+    metrics = write(tmp_path / "metrics.jsonl", '{"step": 0, "time": 0, "lr": 1}\n')
+    with pytest.raises(UserError, match="refocus/"):
+        pictures.telemetry_curves(metrics, tmp_path / "x.png")
+    with pytest.raises(UserError, match="loss"):
+        pictures.training_curves([metrics], tmp_path / "x.png")
+    write(metrics, "not json\n")
+    with pytest.raises(UserError, match="JSON object a line"):
+        pictures.telemetry_curves(metrics, tmp_path / "x.png")
