@@ -1,0 +1,47 @@
+"""The pico base: a 6.8 M-parameter Llama on Python sources.
+
+Command:  python -m experiments.train --config=experiments/configs/pico_base.py \
+              --workdir=runs/pico --config.corpus=runs/corpus
+Hardware: one H100.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        dict(
+            phase="base",
+            corpus=config_dict.placeholder(str),
+            base=dict(
+                vocab_size=8192,
+                d_model=256,
+                n_layers=8,
+                n_heads=4,
+                n_kv_heads=2,
+                head_dim=64,
+                d_ff=512,
+                rope_theta=10_000.0,
+                window=2048,
+                prefix=(0,),
+            ),
+            window=512,
+            dtype="bfloat16",
+            remat=False,
+            batch_size=64,
+            eval_segments=128,
+            eval_batch=16,
+            train=dict(
+                steps=3000,
+                learning_rate=3e-3,
+                warmup=200,
+                weight_decay=0.1,
+                b2=0.95,
+                clip=1.0,
+                seed=0,
+                save_every=1000,
+                log_every=50,
+                eval_every=1000,
+            ),
+        )
+    )

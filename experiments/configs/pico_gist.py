@@ -1,0 +1,50 @@
+"""GistNet for the pico base: three levels, keys and values, base frozen.
+
+Command:  python -m experiments.train --config=experiments/configs/pico_gist.py \
+              --workdir=runs/pico --config.corpus=runs/corpus
+Hardware: one H100.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        dict(
+            phase="gist",
+            corpus=config_dict.placeholder(str),
+            gist=dict(
+                fanouts=(32, 8, 8),
+                trained=3,
+                slots=1,
+                width=256,
+                d_model=256,
+                d_ff=512,
+                n_layers=2,
+                n_heads=4,
+                inject="kv",
+            ),
+            window=512,
+            dtype="bfloat16",
+            history=2048,
+            tail=128,
+            blocks=4,  # reconstructed per history
+            reconstruction=0.3,
+            mixture=dict(levels=(0.5, 0.25, 0.25), recent=(0, 0, 0, 4), allocator=0.5),
+            focus=dict(sink=1, recent=4, budget=512, capacity=128, max_edits=128),
+            batch_size=48,
+            eval_segments=64,
+            train=dict(
+                steps=4000,
+                learning_rate=2e-3,
+                warmup=200,
+                weight_decay=0.01,
+                b2=0.98,
+                clip=1.0,
+                seed=1,
+                save_every=1000,
+                log_every=50,
+                eval_every=1000,
+            ),
+        )
+    )

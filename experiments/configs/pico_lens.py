@@ -1,0 +1,52 @@
+"""LensNet for the pico model: four heads and the staging lens, labels by gated gradients.
+
+Command:  python -m experiments.train --config=experiments/configs/pico_lens.py \
+              --workdir=runs/pico --config.corpus=runs/corpus
+Hardware: one H100.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        dict(
+            phase="lens",
+            corpus=config_dict.placeholder(str),
+            lens=dict(
+                heads=4,
+                query=128,
+                d_model=128,
+                d_ff=256,
+                n_layers=2,
+                n_heads=4,
+                best=32,
+                rank=16,
+            ),
+            window=512,
+            dtype="bfloat16",
+            # A near stretch, and `groups` far ones from up to `reach` tokens back.
+            near=2048,
+            far=2048,
+            groups=2,
+            reach=131_072,
+            tail=128,
+            recent=8,
+            sets=4,
+            novel=8,  # blocks of a head that the next head must not want again
+            batch_size=32,
+            eval_segments=64,
+            train=dict(
+                steps=2000,
+                learning_rate=1e-3,
+                warmup=100,
+                weight_decay=0.01,
+                b2=0.98,
+                clip=1.0,
+                seed=2,
+                save_every=1000,
+                log_every=50,
+                eval_every=500,
+            ),
+        )
+    )

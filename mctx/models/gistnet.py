@@ -1,0 +1,164 @@
+"""GistNet: children in, gist out, level upon level; and what the base reads for a gist.
+
+A gist is pooled from the frozen base's hidden states (LOD1) or from the gists below (LOD2 and up)
+by a small bidirectional transformer; its trunk is shared by the levels, and every level has its
+own way in, pooling and way out, so that LOD2 is never LOD1 applied to itself (design: Ingest and
+GistNet). It enters the base as keys and values at each layer (`inject="kv"`), or as one input
+entry which the base reads alone behind its prefix (`inject="input"`); either way the rows are a
+function of the gist and nothing else (law 8).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mctx.models.base import BaseConfig, Rows
+from mctx.models.blocks import CrossAttention, FeedForward, LayerMix
+
+
+@dataclasses.dataclass(frozen=True)
+class GistConfig:
+    """Shape of a GistNet.
+
+    Attributes:
+      fanouts: K_1, K_2, …: children per node, level by level.
+      trained: levels the base has learned to read; deeper gists guide the lens only.
+      slots: gist vectors (and entries) per node.
+      width: width of a gist vector.
+      inject: 'kv' or 'input'.
+    """
+
+    fanouts: tuple[int, ...] = (32, 32)
+    trained: int = 2
+    slots: int = 1
+    width: int = 256
+    d_model: int = 256
+    d_ff: int = 512
+    n_layers: int = 2
+    n_heads: int = 4
+    inject: str = "kv"
+
+    @property
+    def levels(self) -> int:
+        return len(self.fanouts)
+
+    @property
+    def block(self) -> int:
+        """Tokens in a block."""
+        return self.fanouts[0]
+
+    def span(self, level: int) -> int:
+        """Tokens that a node of this level covers."""
+        return math.prod(self.fanouts[: max(level, 1)])
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> GistConfig:
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+class Pool(nn.Module):
+    """What is a level's own: the way in, the pooling weights, the way out."""
+
+    config: GistConfig
+    children: int
+
+    def setup(self):
+        c = self.config
+        dense = nn.Dense
+        self.enter = dense(c.d_model, use_bias=False, name="enter")
+        self.place = self.param(
+            "place", nn.initializers.normal(0.02), (self.children, c.d_model)
+        )
+        self.score = dense(c.slots * c.n_heads, use_bias=False, name="score")
+        self.leave = dense(c.width, use_bias=False, name="leave")
+
+    def inward(self, children):
+        """[n, C, d] -> [n, C, d_model]."""
+        return self.enter(children) + self.place.astype(children.dtype)
+
+    def outward(self, x):
+        """[n, C, d_model] -> [n, slots, width]: attention pooling, one softmax a slot and head."""
+        c = self.config
+        n, children, width = x.shape
+        weights = self.score(x).reshape(n, children, c.slots, c.n_heads)
+        weights = jax.nn.softmax(weights.astype(jnp.float32), axis=1).astype(x.dtype)
+        heads = x.reshape(n, children, c.n_heads, width // c.n_heads)
+        pooled = jnp.einsum("ncsh,nchd->nshd", weights, heads).reshape(n, c.slots, width)
+        return self.leave(pooled)
+
+
+class GistNet(nn.Module):
+    """See the module's docstring. Every method is called through `apply(..., method=...)`."""
+
+    config: GistConfig
+    base: BaseConfig
+
+    def setup(self):
+        c, b = self.config, self.base
+        self.mix_layers = LayerMix(c.d_model, name="mix")
+        self.pools = [
+            Pool(c, k if level == 0 else k * c.slots, name=f"lod{level + 1}")
+            for level, k in enumerate(c.fanouts)
+        ]
+        self.attends = [CrossAttention(c.n_heads, name=f"attend{i}") for i in range(c.n_layers)]
+        self.feeds = [FeedForward(c.d_ff, name=f"feed{i}") for i in range(c.n_layers)]
+        if c.inject == "kv":
+            shape = (b.n_layers, 2, b.n_kv_heads, b.head_dim)
+            self.to_rows = nn.DenseGeneral(shape, name="rows")
+        else:
+            self.to_entry = nn.Dense(b.d_model, name="entry")
+
+    def __call__(self, states):
+        """Touches every parameter: for `init` only."""
+        gists = self.tree(states)
+        return [self.emit(g) for g in gists]
+
+    def pool(self, level: int, children: jax.Array) -> jax.Array:
+        """Children of nodes of `level` to their gists: [n, C, d] -> [n, slots, width]."""
+        own = self.pools[level - 1]
+        x = own.inward(children)
+        for attend, feed in zip(self.attends, self.feeds, strict=True):
+            x = feed(attend(x, None))
+        return own.outward(x)
+
+    def blocks(self, states: jax.Array) -> jax.Array:
+        """LOD1 gists of whole blocks: [L + 1, B, T, D] -> [B, T / K_1, slots, width]."""
+        mixed = self.mix_layers(states)
+        b, t, d = mixed.shape
+        k = self.config.block
+        gists = self.pool(1, mixed.reshape(b * t // k, k, d))
+        return gists.reshape(b, t // k, *gists.shape[1:])
+
+    def ascend(self, level: int, gists: jax.Array) -> jax.Array:
+        """Gists of level - 1 to gists of level: [B, n, slots, W] -> [B, n / K_l, slots, W]."""
+        b, n, slots, width = gists.shape
+        k = self.config.fanouts[level - 1]
+        out = self.pool(level, gists.reshape(b * n // k, k * slots, width))
+        return out.reshape(b, n // k, slots, width)
+
+    def tree(self, states: jax.Array) -> list[jax.Array]:
+        """All gists of a stretch of whole top-level nodes, one array a level, LOD1 first."""
+        gists = [self.blocks(states)]
+        for level in range(2, self.config.levels + 1):
+            gists.append(self.ascend(level, gists[-1]))
+        return gists
+
+    def emit(self, gists: jax.Array) -> Rows | jax.Array:
+        """What a gist puts into the base: rows for `kv`, an input entry for `input`.
+
+        [B, n, slots, width] -> Rows of [L, B, n·slots, K, H], or entries [B, n·slots, D].
+        """
+        b, n, slots, width = gists.shape
+        flat = gists.reshape(b, n * slots, width)
+        if self.config.inject == "input":
+            return self.to_entry(flat)
+        rows = jnp.moveaxis(self.to_rows(flat), (2, 3), (0, 1))  # [L, 2, B, n·slots, K, H]
+        return Rows(rows[:, 0], rows[:, 1])

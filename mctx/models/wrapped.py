@@ -1,0 +1,184 @@
+"""A base model wrapped in MegaContext: its parts, and what the base reads for tokens and gists.
+
+`Wrapped` holds shapes and modules, never parameters; every function takes `params`, the plain
+dict of checkpoint items ('base', 'gistnet', 'lensnet', 'mof').
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from mctx.models.base import Base, BaseConfig, Context, Read, Rows, token_nll
+from mctx.models.gistnet import GistConfig, GistNet
+from mctx.models.lensnet import LensConfig, LensNet, Nodes
+from mctx.models.merger import Merger
+from mctx.models.router import STATISTICS, Router
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrapped:
+    """The parts around one frozen base.
+
+    Attributes:
+      window: tokens of an ingest window, which the base reads on its own (design: Ingest).
+      dtype: of the base's computation.
+    """
+
+    base: BaseConfig
+    gist: GistConfig = GistConfig()
+    lens: LensConfig = LensConfig()
+    window: int = 512
+    dtype: str = "float32"
+
+    @functools.cached_property
+    def decoder(self) -> Base:
+        return Base(self.base, dtype=jnp.dtype(self.dtype))
+
+    @functools.cached_property
+    def gistnet(self) -> GistNet:
+        return GistNet(self.gist, self.base)
+
+    @functools.cached_property
+    def lensnet(self) -> LensNet:
+        return LensNet(self.lens)
+
+    @property
+    def router(self) -> Router:
+        return Router()
+
+    @property
+    def merger(self) -> Merger:
+        return Merger()
+
+    def to_dict(self) -> dict:
+        return {
+            "base": self.base.to_dict(),
+            "gist": self.gist.to_dict(),
+            "lens": self.lens.to_dict(),
+            "window": self.window,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict, dtype: str = "float32") -> Wrapped:
+        """From a checkpoint's `config` item; parts that it lacks keep their defaults."""
+        return cls(
+            base=BaseConfig.from_dict(values["base"]),
+            gist=GistConfig.from_dict(values.get("gist", {})),
+            lens=LensConfig.from_dict(values.get("lens", {})),
+            window=values.get("window", 512),
+            dtype=dtype,
+        )
+
+
+def read(
+    model: Wrapped,
+    params: dict,
+    entries: jax.Array,
+    positions: jax.Array,
+    context: Context | None = None,
+    collect: bool = False,
+) -> Read:
+    """The base's one way of reading: see `Base.__call__`."""
+    return model.decoder.apply(
+        {"params": params["base"]}, entries, positions, context, collect=collect
+    )
+
+
+def prefix_rows(model: Wrapped, params: dict) -> Rows:
+    """Rows of the shared prefix, [L, 1, P, K, H]: every window's, once in a working context."""
+    tokens = jnp.asarray(model.base.prefix, jnp.int32)[None]
+    return read(model, params, tokens, jnp.arange(tokens.shape[1])[None]).rows
+
+
+def read_windows(model: Wrapped, params: dict, tokens: jax.Array) -> tuple[Rows, jax.Array]:
+    """Reads tokens in independent windows, each behind the prefix and blind to the others.
+
+    Args:
+      tokens: [B, T], T a multiple of the window or less than one window.
+
+    Returns:
+      Rows [L, B, T, K, H] and states [L + 1, B, T, D].
+    """
+    b, t = tokens.shape
+    size = min(model.window, t)
+    prefix = jnp.asarray(model.base.prefix, jnp.int32)
+    p = prefix.shape[0]
+    windows = tokens.reshape(b * t // size, size)
+    entries = jnp.concatenate(
+        [jnp.broadcast_to(prefix, (windows.shape[0], p)), windows], axis=1
+    )
+    positions = jnp.broadcast_to(jnp.arange(p + size), entries.shape)
+    out = read(model, params, entries, positions, collect=True)
+
+    def whole(x):  # [layers, windows, P + size, ...] -> [layers, B, T, ...]
+        return x[:, :, p:].reshape(x.shape[0], b, t, *x.shape[3:])
+
+    return Rows(whole(out.rows.k), whole(out.rows.v)), whole(out.states)
+
+
+def gist_rows(model: Wrapped, params: dict, gists: jax.Array) -> Rows:
+    """What the base reads for gists: [B, n, slots, W] -> [L, B, n·slots, K, H].
+
+    With `inject="input"` the base reads every entry alone behind its prefix, so that these rows,
+    too, are the node's own (law 8).
+    """
+    emitted = model.gistnet.apply({"params": params["gistnet"]}, gists, method="emit")
+    if isinstance(emitted, Rows):
+        return emitted
+    b, n, d = emitted.shape
+    prefix = prefix_rows(model, params)
+    p = prefix.k.shape[2]
+    context = Context(
+        Rows(*(jnp.broadcast_to(x, (x.shape[0], b * n, *x.shape[2:])) for x in prefix)),
+        jnp.broadcast_to(jnp.arange(p), (b * n, p)),
+        jnp.zeros((b * n, p)),
+    )
+    rows = read(model, params, emitted.reshape(b * n, 1, d), jnp.full((b * n, 1), p), context).rows
+    return Rows(*(x.reshape(x.shape[0], b, n, *x.shape[3:]) for x in rows))
+
+
+def init_part(model: Wrapped, part: str, key: jax.Array) -> dict:
+    """Fresh parameters of one checkpoint item."""
+    c, base = model, model.base
+    states = jnp.zeros((base.n_layers + 1, 1, model.gist.span(model.gist.levels), base.d_model))
+    if part == "base":
+        one = jnp.zeros((1, 1), jnp.int32)
+        return c.decoder.init(key, one, one)["params"]
+    if part == "gistnet":
+        return c.gistnet.init(key, states)["params"]
+    if part == "lensnet":
+        width = c.gist.slots * c.gist.width
+        ones = jnp.ones((1, 2), jnp.int32)
+        nodes = Nodes(jnp.zeros((1, 2, width)), ones, ones, ones > 0)
+        return c.lensnet.init(key, states[:, :, : c.lens.query], nodes)["params"]
+    if part == "mof":
+        first, second = jax.random.split(key)
+        stats = jnp.zeros((1, c.lens.heads, STATISTICS))
+        hidden = jnp.zeros((2, 1, 1, base.d_model))
+        return {
+            "router": c.router.init(first, states[:, :, :1], stats)["params"],
+            "merger": c.merger.init(second, hidden, jnp.zeros((1, 2)))["params"],
+        }
+    raise ValueError(f"no part is called {part!r}")
+
+
+def tail_nll(
+    model: Wrapped, params: dict, tokens: jax.Array, context: Context, start: jax.Array
+) -> jax.Array:
+    """NLL of a tail behind a context, each token given all that is shown before it.
+
+    Args:
+      tokens: [B, T + 1]; the first is read only.
+      start: [B], the position of the first.
+
+    Returns:
+      [B, T] nats, of tokens[:, 1:].
+    """
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    positions = start[:, None] + jnp.arange(inputs.shape[1])
+    hidden = read(model, params, inputs, positions, context).hidden
+    return token_nll(params["base"], hidden, targets)

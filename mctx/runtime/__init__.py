@@ -1,0 +1,5 @@
+"""The streaming session: ingest, refocus, decode (design: Runtime)."""
+
+from mctx.runtime.session import Session, SessionConfig
+
+__all__ = ["Session", "SessionConfig"]

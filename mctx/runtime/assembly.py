@@ -1,0 +1,178 @@
+"""From layouts to rows: what the buffers of all heads hold, and how they come to hold it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from mctx.focus.layout import FocusConfig, Layout
+from mctx.models.base import Rows
+from mctx.models.wrapped import Wrapped
+from mctx.runtime import buffer as slots
+from mctx.runtime import reading
+from mctx.runtime.cache import BlockCache
+from mctx.runtime.reading import Buffer, Tail
+from mctx.tree.store import Tree
+
+BLOCKS_AT_ONCE = 4  # of rows written by one call of fixed shape
+GISTS_AT_ONCE = 32
+MOVES_AT_ONCE = 64
+
+
+class Decoded(NamedTuple):
+    """Blocks that were decoded since the last refocus and may stay as they are ('keep').
+
+    Attributes:
+      first: index of the first; count: how many; tail: where their rows are.
+    """
+
+    first: int
+    count: int
+    tail: Tail
+
+
+class Written(NamedTuple):
+    """What an assembly cost: rows written, moved within the buffer, and wanted in all."""
+
+    rows: int
+    moved: int
+    wanted: int
+
+
+class Assembly:
+    """The buffers of H heads and what each of their rows holds."""
+
+    def __init__(
+        self,
+        model: Wrapped,
+        params: dict,
+        tree: Tree,
+        cache: BlockCache,
+        focus: FocusConfig,
+        heads: int,
+    ):
+        self._model, self._params, self._tree = model, params, tree
+        self._cache, self._focus = cache, focus
+        self._keys = np.full((heads, focus.budget), slots.EMPTY, np.int64)
+        self._rows = reading.empty_rows(model, heads, focus.budget)
+        self.buffer: Buffer | None = None
+
+    def wanted(self, layout: Layout) -> np.ndarray:
+        """Keys of the rows that one layout shows, in time order, all from ingest windows: [w]."""
+        live = slice(0, int(layout.count))
+        level, index = np.asarray(layout.level)[live], np.asarray(layout.index)[live]
+        cost = np.where(np.asarray(layout.shown)[live], np.asarray(self._focus.costs)[level], 0)
+        offset = np.arange(cost.sum()) - np.repeat(np.cumsum(cost) - cost, cost)
+        level, index = np.repeat(level, cost), np.repeat(index, cost)
+        return slots.encode(level, index, offset, np.zeros_like(level))
+
+    def assemble(
+        self, layouts: Layout, decoded: Decoded | None = None, before: int | None = None
+    ) -> Written:
+        """Makes every head's buffer hold what its layout shows; writes only what changed.
+
+        Args:
+          layouts: [H, n], on the host.
+          decoded: rows of the tail to keep, or None.
+          before: blocks from this one on are left out: the tail will read them again.
+        """
+        heads = len(self._keys)
+        positions = np.zeros(self._keys.shape, np.int32)
+        counts = np.zeros(heads, np.int32)
+        total = Written(0, 0, 0)
+        for head in range(heads):
+            layout = Layout(*(np.asarray(x)[head] for x in layouts))
+            wanted = self._as_decoded(head, self.wanted(layout), layout, decoded)
+            if before is not None:
+                parts = slots.decode(wanted)
+                wanted = wanted[(parts.level > 0) | (parts.index < before)]
+            plan = slots.plan(self._keys[head], wanted)
+            self._carry_out(head, plan, decoded)
+            self._keys[head] = plan.keys
+            positions[head] = slots.positions(plan.keys, wanted)
+            counts[head] = len(wanted)
+            total = Written(
+                total.rows + len(plan.new_row),
+                total.moved + len(plan.move_to),
+                total.wanted + len(wanted),
+            )
+        self.buffer = Buffer(self._rows, jnp.asarray(positions), jnp.asarray(counts))
+        return total
+
+    def forget(self) -> None:
+        """Drops what the buffers hold: the next assembly writes every row anew."""
+        self._keys[:] = slots.EMPTY
+
+    def _as_decoded(self, head, wanted, layout, decoded):
+        """Recent blocks stay as they were decoded, where such rows are at hand."""
+        if decoded is None:
+            return wanted
+        parts = slots.decode(wanted)
+        end = int(parts.index[parts.level == 0].max(initial=-1)) + 1
+        recent = (parts.level == 0) & (parts.index >= end - self._focus.recent)
+        kept = slots.encode(*parts[:3], np.ones_like(parts.kept))
+        fresh = parts.index >= decoded.first
+        fresh &= parts.index < decoded.first + decoded.count
+        fresh &= head in np.asarray(decoded.tail.heads)
+        return np.where(recent & (fresh | np.isin(kept, self._keys[head])), kept, wanted)
+
+    def _carry_out(self, head, plan, decoded):
+        for at in range(0, len(plan.move_to), MOVES_AT_ONCE):
+            to, source = (x[at : at + MOVES_AT_ONCE] for x in (plan.move_to, plan.move_from))
+            to = self._padded(to, MOVES_AT_ONCE)
+            source = np.pad(source, (0, MOVES_AT_ONCE - len(source)))
+            self._rows = reading.move_rows(self._rows, np.int32(head), to, source)
+        parts = slots.decode(plan.new_key)
+        gists = parts.level > 0
+        kept = (parts.kept == 1) & ~gists
+        self._write_gists(head, plan.new_row[gists], *(x[gists] for x in parts))
+        window = ~gists & ~kept
+        self._write_blocks(head, plan.new_row[window], *(x[window] for x in parts))
+        if kept.any():
+            self._write_decoded(head, plan.new_row[kept], *(x[kept] for x in parts), decoded)
+
+    def _write_gists(self, head, to, level, index, offset, kept):
+        per = self._model.gist.slots
+        for l in np.unique(level):
+            nodes = np.unique(index[level == l])
+            for at in range(0, len(nodes), GISTS_AT_ONCE):
+                piece = nodes[at : at + GISTS_AT_ONCE]
+                gists = self._tree.gather(int(l), piece)
+                gists = np.pad(gists, ((0, GISTS_AT_ONCE - len(piece)), (0, 0), (0, 0)))
+                rows = reading.rows_of_gists(self._model, self._params, gists)
+                here = (level == l) & np.isin(index, piece)
+                target = np.full(GISTS_AT_ONCE * per, len(self._keys[head]), np.int64)
+                target[np.searchsorted(piece, index[here]) * per + offset[here]] = to[here]
+                self._rows = reading.write_rows(self._rows, np.int32(head), target, rows)
+
+    def _write_blocks(self, head, to, level, index, offset, kept):
+        block = self._model.gist.block
+        nodes = np.unique(index)
+        for at in range(0, len(nodes), BLOCKS_AT_ONCE):
+            piece = nodes[at : at + BLOCKS_AT_ONCE]
+            found = self._cache.get(piece)  # [n, L, K_1, K, H]
+            short = ((0, BLOCKS_AT_ONCE - len(piece)), *[(0, 0)] * 4)
+            rows = Rows(*(_flat(np.pad(x, short)) for x in found))
+            here = np.isin(index, piece)
+            target = np.full(BLOCKS_AT_ONCE * block, len(self._keys[head]), np.int64)
+            target[np.searchsorted(piece, index[here]) * block + offset[here]] = to[here]
+            self._rows = reading.write_rows(self._rows, np.int32(head), target, rows)
+
+    def _write_decoded(self, head, to, level, index, offset, kept, decoded):
+        tail = decoded.tail
+        slot = int(np.flatnonzero(np.asarray(tail.heads) == head)[0])
+        target = np.full(tail.rows.k.shape[2], len(self._keys[head]), np.int64)
+        target[(index - decoded.first) * self._model.gist.block + offset] = to
+        rows = Rows(*(x[:, slot] for x in tail.rows))
+        self._rows = reading.write_rows(self._rows, np.int32(head), target, rows)
+
+    def _padded(self, rows, size):
+        """Row numbers padded by one past the buffer, which a scatter drops."""
+        return np.pad(rows, (0, size - len(rows)), constant_values=self._keys.shape[1])
+
+
+def _flat(x: np.ndarray) -> np.ndarray:
+    """[n, L, K_1, K, H] -> [L, n·K_1, K, H]."""
+    return np.swapaxes(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])

@@ -1,0 +1,86 @@
+"""The working context's keys and values: fixed buffers in which only changed rows are written.
+
+Rows are unordered and positions carry the order. Rows that leave make holes; new rows fill them,
+and what holes remain are filled by moving the last rows down, so that valid rows stay a prefix
+(law 5). Which row holds what is known on the host; the device sees one scatter.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+EMPTY = -1
+SLOT_BITS, LEVEL_BITS = 10, 4  # of a row's key: token or slot within its node, level, then index
+
+
+class Plan(NamedTuple):
+    """What turns one assembly of rows into another.
+
+    Attributes:
+      keys: [R], what each row holds afterwards, EMPTY past the valid prefix.
+      new_row: rows to be written from outside. new_key: what goes there.
+      move_to, move_from: rows that are copied within the buffer.
+    """
+
+    keys: np.ndarray
+    new_row: np.ndarray
+    new_key: np.ndarray
+    move_to: np.ndarray
+    move_from: np.ndarray
+
+
+def encode(level: np.ndarray, index: np.ndarray, offset: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """One int64 a row. `kept` marks rows as decoded rather than from the ingest window."""
+    key = index.astype(np.int64) << (SLOT_BITS + LEVEL_BITS + 1)
+    return key | (kept.astype(np.int64) << (SLOT_BITS + LEVEL_BITS)) | (level << SLOT_BITS) | offset
+
+
+class Decoded(NamedTuple):
+    level: np.ndarray
+    index: np.ndarray
+    offset: np.ndarray
+    kept: np.ndarray
+
+
+def decode(key: np.ndarray) -> Decoded:
+    return Decoded(
+        (key >> SLOT_BITS) & (2**LEVEL_BITS - 1),
+        key >> (SLOT_BITS + LEVEL_BITS + 1),
+        key & (2**SLOT_BITS - 1),
+        (key >> (SLOT_BITS + LEVEL_BITS)) & 1,
+    )
+
+
+def plan(held: np.ndarray, wanted: np.ndarray) -> Plan:
+    """The fewest writes that make a buffer hold exactly `wanted` in a prefix of its rows.
+
+    Args:
+      held: [R] keys, EMPTY where nothing is. wanted: [w] distinct keys, w <= R.
+    """
+    stays = np.isin(held, wanted) & (held != EMPTY)
+    arriving = wanted[~np.isin(wanted, held)]
+    keys = np.where(stays, held, EMPTY)
+    holes = np.flatnonzero(~stays)
+    new_row = holes[: len(arriving)]
+    keys[new_row] = arriving
+    # Rows past the prefix move into the holes that are left in it.
+    empty = np.flatnonzero(keys[: len(wanted)] == EMPTY)
+    beyond = len(wanted) + np.flatnonzero(keys[len(wanted) :] != EMPTY)
+    keys[empty] = keys[beyond]
+    keys[beyond] = EMPTY
+    # A new row that would be moved at once is written where it ends.
+    target = dict(zip(beyond.tolist(), empty.tolist(), strict=True))
+    final = np.array([target.get(row, row) for row in new_row.tolist()], np.int64)
+    moved = ~np.isin(beyond, new_row)
+    return Plan(keys, final, arriving, empty[moved], beyond[moved])
+
+
+def positions(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Rank of each row's key in `wanted` (time order); 0 for empty rows: [R] int32."""
+    if not len(wanted):
+        return np.zeros(len(keys), np.int32)
+    order = np.argsort(wanted)
+    rank = order[np.clip(np.searchsorted(wanted, keys, sorter=order), 0, len(wanted) - 1)]
+    return np.where(keys == EMPTY, 0, rank).astype(np.int32)

@@ -1,0 +1,72 @@
+"""Keys and values of blocks from their ingest windows, in host memory, least recently used out.
+
+A missing block is remade exactly by reading its one window again (law 8), so the cache may be
+dropped at any moment and changes no output.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+
+from mctx.models.base import Rows
+from mctx.tree.ingest import Blocks, Reader
+from mctx.tree.store import Tree
+
+
+class BlockCache:
+    """Rows of blocks, at most `limit` bytes of them beyond those just asked for."""
+
+    def __init__(self, reader: Reader, tree: Tree, limit: int):
+        self._reader, self._tree, self._limit = reader, tree, limit
+        self._held: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self.windows_read = 0
+
+    def put(self, blocks: Blocks) -> None:
+        for i in range(len(blocks.k)):
+            self._held[blocks.first + i] = (blocks.k[i], blocks.v[i])
+            self._held.move_to_end(blocks.first + i)
+        self._trim()
+
+    def get(self, indices: np.ndarray) -> Rows:
+        """Blocks `indices` [n] -> [n, L, K_1, K, H]; windows that miss are read in one batch."""
+        self._read_missing(indices)
+        found = []
+        for index in indices.tolist():
+            self._held.move_to_end(index)
+            found.append(self._held[index])
+        self._trim()
+        return Rows(*(np.stack(parts) for parts in zip(*found, strict=True)))
+
+    def drop(self) -> None:
+        """Forgets everything."""
+        self._held.clear()
+
+    def _read_missing(self, indices):
+        """Whole windows: what is not complete yet is padded, which no earlier block can see."""
+        missing = [i for i in indices.tolist() if i not in self._held]
+        if not missing:
+            return
+        size, block = self._reader.model.window, self._reader.model.gist.block
+        per = size // block
+        windows = sorted({i // per for i in missing})
+        length = self._tree.blocks * block
+        tokens = np.zeros((len(windows), size), np.int32)
+        for row, window in zip(tokens, windows, strict=True):
+            stop = min((window + 1) * size, length)
+            row[: stop - window * size] = self._tree.tokens(window * size, stop)
+        rows, _, _ = self._reader.full_windows(tokens.reshape(-1))
+        self.windows_read += len(windows)
+        for i, window in enumerate(windows):
+            k, v = (x[i].reshape(x.shape[1], per, block, *x.shape[3:]).swapaxes(0, 1) for x in rows)
+            for j in range(min(per, self._tree.blocks - window * per)):
+                self._held[window * per + j] = (k[j], v[j])
+
+    def _trim(self):
+        while self._held and len(self._held) * self._bytes() > self._limit:
+            self._held.popitem(last=False)
+
+    def _bytes(self):
+        k, v = next(iter(self._held.values()))
+        return k.nbytes + v.nbytes

@@ -1,0 +1,116 @@
+"""How a session focuses."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mctx.errors import UserError
+from mctx.focus.bank import focus_for
+from mctx.focus.layout import FocusConfig
+from mctx.models.wrapped import Wrapped
+
+CHOICES = {
+    "router": ("static", "utility", "learned"),
+    "merger": ("learned", "average"),
+    "tail": ("window", "keep", "reread"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionConfig:
+    """Entries are rows that the base reads.
+
+    Attributes:
+      budget: entries of all running heads together; each gets an equal share.
+      heads: working contexts; top: how many of them the base runs on.
+      router: 'static', 'utility' or 'learned'; merger: 'learned' or 'average'.
+      sink, recent: blocks always shown; every: blocks between refocuses.
+      rounds: lens-and-allocator steps in a refocus, a level each; 0 = as many as levels.
+      tail: 'window' (recent blocks use ingest rows), 'keep' (rows as decoded), or 'reread'
+        (the last `reread` tokens are read again under the new layout).
+      show: by level from LOD0, whether nodes are shown or silent; () = all that are trained.
+      max_edits, hysteresis, cooldown: see `FocusConfig`.
+      capacity: nodes of a layout.
+      staging: entries of the staging context, 0 for none; staging_every: blocks between its
+        refreshes; staging_capacity: its nodes.
+      prefix: False hides the shared prefix (only the plain recent window wants that).
+      cache_bytes: host memory for rows of blocks.
+      commit_every: refocuses between commits of a streaming session.
+    """
+
+    budget: int = 512
+    heads: int = 1
+    top: int = 1
+    router: str = "static"
+    merger: str = "average"
+    sink: int = 1
+    recent: int = 4
+    every: int = 1
+    rounds: int = 0
+    tail: str = "window"
+    reread: int = 128
+    show: tuple[bool, ...] = ()
+    max_edits: int = 64
+    hysteresis: float = 0.0
+    cooldown: int = 0
+    capacity: int = 256
+    staging: int = 0
+    staging_every: int = 8
+    staging_capacity: int = 1024
+    prefix: bool = True
+    cache_bytes: int = 2**29
+    commit_every: int = 16
+
+
+def check(config: SessionConfig, model: Wrapped) -> None:
+    """Refuses settings that mean nothing, each in one sentence (UserError)."""
+    for name, allowed in CHOICES.items():
+        if getattr(config, name) not in allowed:
+            raise UserError(f"{name} must be one of {', '.join(allowed)}.")
+    wants = [
+        (config.every >= 1, "every must be at least one block."),
+        (1 <= config.top <= config.heads, "top must lie between 1 and the number of heads."),
+        (
+            config.heads <= model.lens.heads,
+            f"this checkpoint's lens has {model.lens.heads} heads: ask for no more.",
+        ),
+        (
+            config.tail != "reread"
+            or 0 < config.reread <= config.recent * model.gist.block
+            and config.reread % model.gist.block == 0,
+            f"reread must be whole blocks of {model.gist.block} tokens, inside the recent ones.",
+        ),
+    ]
+    for holds, sentence in wants:
+        if not holds:
+            raise UserError(sentence)
+
+
+def focus_configs(model: Wrapped, config: SessionConfig) -> tuple[FocusConfig, FocusConfig | None]:
+    """Of one head, with its share of the budget; and of the staging context, if there is one."""
+    pace = dict(
+        sink=config.sink,
+        recent=config.recent,
+        max_edits=config.max_edits,
+        hysteresis=config.hysteresis,
+        cooldown=config.cooldown,
+        show=config.show,
+    )
+    head = focus_for(
+        model.gist,
+        budget=config.budget // config.top,
+        capacity=config.capacity,
+        headroom=config.every,
+        **pace,
+    )
+    if not config.staging:
+        return head, None
+    pace["max_edits"] = config.staging_capacity
+    wide = focus_for(
+        model.gist,
+        budget=config.staging,
+        capacity=config.staging_capacity,
+        headroom=config.staging_every,
+        **pace,
+    )
+    return head, wide

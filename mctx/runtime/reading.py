@@ -1,0 +1,174 @@
+"""The device's part of a session: rows into the buffer, tokens behind it, heads merged.
+
+Every function is compiled once per configuration; nothing here depends on the history's length.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mctx.models import merger as merging
+from mctx.models.attention import NEGATIVE
+from mctx.models.base import Context, Rows, logits
+from mctx.models.wrapped import Wrapped, gist_rows, prefix_rows, read
+
+
+class Buffer(NamedTuple):
+    """What stands before the tail, for every head.
+
+    Attributes:
+      rows: [L, H, R, K, h], unrotated; positions: [H, R]; count: [H], the valid prefix.
+    """
+
+    rows: Rows
+    positions: jax.Array
+    count: jax.Array
+
+
+class Tail(NamedTuple):
+    """Tokens read since the last refocus, by the heads that the router chose.
+
+    Attributes:
+      rows: [L, k, T, K, h]; length: []; last: [D], merged hidden state of the last token read.
+      heads, gate: [k], the routing.
+    """
+
+    rows: Rows
+    length: jax.Array
+    last: jax.Array
+    heads: jax.Array
+    gate: jax.Array
+
+
+def empty_rows(model: Wrapped, heads: int, length: int) -> Rows:
+    c = model.base
+    shape = (c.n_layers, heads, length, c.n_kv_heads, c.head_dim)
+    dtype = jnp.dtype(model.dtype)
+    return Rows(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def move_rows(rows: Rows, head, to, source) -> Rows:
+    """Copies rows within one head's buffer; `to` past the end is dropped: [m], [m]."""
+    return Rows(
+        *(x.at[:, head, to].set(x[:, head, source], mode="drop") for x in rows)
+    )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def write_rows(rows: Rows, head, to, new: Rows) -> Rows:
+    """Writes rows [L, m, K, h] into one head's buffer; `to` past the end is dropped."""
+    return Rows(
+        *(x.at[:, head, to].set(n.astype(x.dtype), mode="drop") for x, n in zip(rows, new, strict=True))
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def rows_of_gists(model: Wrapped, params: dict, gists: jax.Array) -> Rows:
+    """[m, slots, W] -> [L, m·slots, K, h]."""
+    return Rows(*(x[:, 0] for x in gist_rows(model, params, gists[None])))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
+def extend(
+    model: Wrapped,
+    learned: bool,
+    params: dict,
+    buffer: Buffer,
+    tail: Tail,
+    tokens: jax.Array,
+    count: jax.Array,
+    prefix_bias: jax.Array,
+) -> tuple[Tail, jax.Array]:
+    """Reads tokens behind the working contexts and the tail.
+
+    Args:
+      learned: merge by the learned merger, or average.
+      tokens: [C], of which the first `count` are real.
+      prefix_bias: [], 0, or `NEGATIVE` to hide the prefix (the plain recent-window baseline).
+
+    Returns:
+      The longer tail, and [C]: NLL of each token given all before it, padding included.
+    """
+    hidden, rows = _read_behind(model, params, buffer, tail, tokens, prefix_bias)
+    merged = _merge(model, learned, params, hidden, tail.gate)  # [C, D]
+    before = jnp.concatenate([tail.last[None], merged[:-1].astype(jnp.float32)])
+    scores = jax.nn.log_softmax(logits(params["base"], before))
+    nll = -jnp.take_along_axis(scores, tokens[:, None], axis=-1)[:, 0]
+    kept = Rows(
+        *(
+            jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), tail.length, axis=2)
+            for old, new in zip(tail.rows, rows, strict=True)
+        )
+    )
+    last = merged[count - 1].astype(jnp.float32)
+    return Tail(kept, tail.length + count, last, tail.heads, tail.gate), nll
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def peek(model, learned, params, buffer, tail, tokens, prefix_bias) -> jax.Array:
+    """NLL of tokens[1:] read behind the working contexts, leaving everything as it was: [C - 1]."""
+    hidden, _ = _read_behind(model, params, buffer, tail, tokens, prefix_bias)
+    merged = _merge(model, learned, params, hidden, tail.gate)
+    scores = jax.nn.log_softmax(logits(params["base"], merged[:-1]))
+    return -jnp.take_along_axis(scores, tokens[1:, None], axis=-1)[:, 0]
+
+
+def _read_behind(model, params, buffer, tail, tokens, prefix_bias):
+    """Hidden states [k, C, D] and rows [L, k, C, K, h] of tokens, one batch row a chosen head."""
+    k, c = tail.heads.shape[0], tokens.shape[0]
+    prefix = prefix_rows(model, params)
+    p, r, t = prefix.k.shape[2], buffer.positions.shape[1], tail.rows.k.shape[2]
+    rows = Rows(
+        *(
+            jnp.concatenate(
+                [jnp.broadcast_to(a, (a.shape[0], k, *a.shape[2:])), b[:, tail.heads], d], axis=2
+            )
+            for a, b, d in zip(prefix, buffer.rows, tail.rows, strict=True)
+        )
+    )
+    count = buffer.count[tail.heads][:, None]  # [k, 1]
+    positions = jnp.concatenate(
+        [
+            jnp.broadcast_to(jnp.arange(p), (k, p)),
+            p + buffer.positions[tail.heads],
+            p + count + jnp.arange(t),
+        ],
+        axis=1,
+    )
+    seen = jnp.concatenate(
+        [jnp.arange(r) < count, jnp.broadcast_to(jnp.arange(t) < tail.length, (k, t))], axis=1
+    )
+    bias = jnp.where(seen, 0.0, NEGATIVE)
+    bias = jnp.concatenate([jnp.broadcast_to(prefix_bias, (k, p)), bias], axis=1)
+    own = p + count + tail.length + jnp.arange(c)
+    out = read(
+        model, params, jnp.broadcast_to(tokens, (k, c)), own, Context(rows, positions, bias)
+    )
+    return out.hidden, out.rows
+
+
+def _merge(model, learned, params, hidden, gate):
+    """[k, C, D] -> [C, D]."""
+    hidden = hidden[:, None]
+    weights = merging.average(hidden)
+    if learned:
+        weights = model.merger.apply({"params": params["mof"]["merger"]}, hidden, gate[None])
+    return merging.merge(hidden, weights)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def worth(model: Wrapped, params: dict, query: jax.Array, stats: jax.Array) -> jax.Array:
+    """The learned router: query [L + 1, Q, D], stats [H, STATISTICS] -> [H]."""
+    router = {"params": params["mof"]["router"]}
+    return model.router.apply(router, query[:, None], stats[None])[0]
+
+
+@jax.jit
+def next_logits(base: dict, last: jax.Array) -> jax.Array:
+    """[D] -> [V], of the token after the last one read."""
+    return logits(base, last)

@@ -1,0 +1,316 @@
+"""The streaming session: tokens in, a tree that grows, a window that does not.
+
+    session = Session(open_checkpoint("data/checkpoints/pico"), tree="runs/history")
+    session.ingest("...a book...")
+    print(session.generate("Once", tokens=64))
+
+Every K_1 tokens a block is complete: the base reads it in its ingest window, GistNet makes its
+gist, the tree takes both. Every `every` blocks the working contexts refocus: lens, allocator,
+and the rows that changed are written (law 7). Between refocuses the tail grows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mctx.errors import UserError
+from mctx.focus.layout import Layout, validate
+from mctx.models.attention import NEGATIVE
+from mctx.models.router import route, static_worth
+from mctx.opened import Opened
+from mctx.runtime import focusing, generation, reading
+from mctx.runtime.assembly import Assembly, Decoded
+from mctx.runtime.cache import BlockCache
+from mctx.runtime.config import SessionConfig, check, focus_configs
+from mctx.runtime.reading import Tail
+from mctx.runtime.staged import Staging
+from mctx.runtime.watching import Watch
+from mctx.tree.ingest import Ingest, Reader, tree_spec
+from mctx.tree.store import Tree
+
+Worths = Callable[["Session"], np.ndarray]
+
+
+class Session:
+    """One history being read. Not thread-safe; one session writes one tree.
+
+    Args:
+      opened: from `open_checkpoint`.
+      tree: an open `Tree`, or the URI of one that is opened for writing or created.
+      reader: shared by sessions of one model, so that its programs are compiled once.
+      worths: scores blocks instead of the lens: session -> [blocks] nats (baselines, hindsight).
+      on_refocus: called with the session and the telemetry of every refocus.
+    """
+
+    def __init__(
+        self,
+        opened: Opened,
+        tree: Tree | str | Path,
+        config: SessionConfig | None = None,
+        reader: Reader | None = None,
+        worths: Worths | None = None,
+        on_refocus: Callable[[Session, dict], None] | None = None,
+    ):
+        self.opened, self.config = opened, config or SessionConfig()
+        self.model, self.params = opened.model, opened.params
+        check(self.config, self.model)
+        self.tree = tree if isinstance(tree, Tree) else open_tree(opened, tree)
+        self.reader = reader or Reader(self.model, self.params)
+        self.ingestion = Ingest(self.reader, self.tree)
+        self.cache = BlockCache(self.reader, self.tree, self.config.cache_bytes)
+        self.focus, wide = focus_configs(self.model, self.config)
+        self.staging = Staging(wide, self.config.staging_every) if wide else None
+        self.worths, self.on_refocus = worths, on_refocus
+        self.assembly = Assembly(
+            self.model, self.params, self.tree, self.cache, self.focus, self.config.heads
+        )
+        self.watch = Watch(self.focus)
+        self.refocuses = 0
+        self._prefix_bias = np.float32(0.0 if self.config.prefix else NEGATIVE)
+        self._interval = self.config.every * self.model.gist.block
+        self.seek(self.tree.blocks)
+
+    # -- history ---------------------------------------------------------------------------
+
+    def ingest(self, text: str | np.ndarray) -> int:
+        """Adds text or ids to the history without predicting it, commits; returns tokens added."""
+        tokens = self._ids(text)
+        for blocks in self.ingestion.feed(tokens):
+            self.cache.put(blocks)
+        self.tree.commit()
+        self.seek(self.tree.blocks)
+        return len(tokens)
+
+    def predict(self, text: str | np.ndarray) -> np.ndarray:
+        """Streams tokens through the window and into the tree.
+
+        Returns:
+          [n], NLL in nats of each token given all that is shown before it; NaN for the very first
+          token of a history.
+        """
+        nll = self.read_tokens(self._ids(text))
+        self.tree.commit()
+        return nll
+
+    def generate(self, text: str = "", tokens: int = 64, **how) -> str:
+        """Continues the history after `text`; `how`: see `generation.stream`."""
+        return "".join(self.stream(text, tokens, **how))
+
+    def stream(self, text: str = "", tokens: int = 64, **how) -> Iterator[str]:
+        """As `generate`, piece by piece."""
+        if text:
+            self.read_tokens(self._ids(text))
+        if not (self._has_read or self.blocks or len(self.ingestion.waiting)):
+            raise UserError("there is nothing to continue: give a prompt or ingest text first.")
+        self._stand_at_end()
+        yield from generation.stream(self, tokens, **how)
+        self.tree.commit()
+
+    def _ids(self, text):
+        if not isinstance(text, str):
+            return np.asarray(text, np.int32)
+        tokens = self.opened.tokenizer.encode(text)
+        if not len(tokens):
+            raise UserError("the text is empty: give at least one character.")
+        return tokens
+
+    # -- focus -----------------------------------------------------------------------------
+
+    def seek(self, blocks: int) -> None:
+        """Stands at the end of the first `blocks` blocks and focuses from the coarsest layout."""
+        validate(self.focus, blocks)
+        self.blocks, self._fresh, self._has_read = blocks, 0, False
+        self.query = self._query_at(blocks)
+        heads, top = self.config.heads, self.config.top
+        self.layouts: Layout = jax.device_get(focusing.start(self.focus, heads, np.int32(blocks)))
+        self.watch.forget()
+        if self.staging:
+            self.staging.forget()
+        last = jnp.zeros(self.model.base.d_model)
+        self._new_tail(np.arange(top, dtype=np.int32), np.zeros(top, np.float32), last)
+        self.refocus()
+
+    def refocus(self) -> dict:
+        """Scores, edits, and streams in what changed; returns this refocus's telemetry."""
+        began = time.perf_counter()
+        edits = []
+        if self.staging:
+            self.staging.refresh(self)
+        for _ in range(self.config.rounds or self.focus.levels):
+            scores, scored = self.scores(), self.layouts
+            at = np.int32(self.blocks), np.int32(self.refocuses)
+            self.layouts, done = jax.device_get(
+                focusing.edit(self.focus, self.layouts, scores, *at)
+            )
+            edits.append(done)
+        decided = time.perf_counter()
+        before = self.blocks - self.config.reread // self.model.gist.block
+        before = max(before, 0) if self.config.tail == "reread" else None
+        written = self.assembly.assemble(self.layouts, self._decoded(), before)
+        self._new_tail(*self._route(scored, scores), self.tail.last)
+        if before is not None:
+            block = self.model.gist.block
+            self._read_behind(self.tree.tokens(before * block, self.blocks * block))
+        milliseconds = 1e3 * (decided - began), 1e3 * (time.perf_counter() - decided)
+        report = self.watch.report(self, scored, scores, edits, written, milliseconds)
+        self.refocuses += 1
+        self._fresh = 0
+        if self.on_refocus:
+            self.on_refocus(self, report)
+        return report
+
+    def scores(self) -> focusing.Scores:
+        """What every head's layout is worth, nats of the best block: the lens's, or `worths`'."""
+        if self.worths:
+            return focusing.table_scores(self.focus, self.layouts, self.worths(self))
+        heads = np.arange(self.config.heads)
+        own = self.lens(self.focus, self.layouts, heads)
+        return self.staging.inform(self, own) if self.staging else own
+
+    def lens(self, focus, layouts: Layout, heads: np.ndarray) -> focusing.Scores:
+        gather = focusing.gatherer(self.tree)
+        return focusing.lens_scores(
+            self.model, self.params, focus, layouts, gather, self.query, self.blocks, heads
+        )
+
+    def _route(self, layouts, scores):
+        """The heads that the base will run on until the next refocus, and the merger's gate."""
+        c = self.config
+        if c.router == "static":
+            worth = static_worth(1, c.heads)
+        else:
+            stats = focusing.head_statistics(layouts, scores.own)
+            worth = stats[None, :, 0]
+            if c.router == "learned":
+                worth = reading.worth(self.model, self.params, self.query, stats)[None]
+        chosen = route(worth, c.top)
+        return np.asarray(chosen.heads[0]), np.asarray(chosen.gate[0])
+
+    def _decoded(self):
+        """Blocks whose rows stand in the tail, if the policy is to keep them."""
+        count = int(self.tail.length) // self.model.gist.block
+        if self.config.tail != "keep" or not count:
+            return None
+        return Decoded(self.blocks - count, count, self.tail)
+
+    def _query_at(self, blocks):
+        """Window states of the last tokens before a block's border: [L + 1, Q, D]."""
+        c, size, block = self.model.base, self.model.window, self.model.gist.block
+        want, stop = self.model.lens.query, blocks * block
+        start = max(stop - want, 0) // size * size
+        states = np.zeros((c.n_layers + 1, want, c.d_model), np.float32)
+        if stop:
+            tokens = self.tree.tokens(start, stop)
+            padded = np.pad(tokens, (0, -len(tokens) % size))
+            _, found, _ = self.reader.full_windows(padded)
+            joined = found.swapaxes(0, 1).reshape(c.n_layers + 1, -1, c.d_model)
+            states = np.concatenate([states, joined[:, : len(tokens)]], axis=1)[:, -want:]
+        return states
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def peek(self, tokens: np.ndarray) -> np.ndarray:
+        """NLL of tokens[1:] behind the present focus, leaving everything as it was: [n - 1]."""
+        nll = reading.peek(
+            self.model,
+            self.config.merger == "learned",
+            self.params,
+            self.assembly.buffer,
+            self.tail,
+            np.asarray(tokens, np.int32),
+            self._prefix_bias,
+        )
+        return np.asarray(nll)
+
+    def read_tokens(self, tokens: np.ndarray) -> np.ndarray:
+        """As `predict`, for ids, without a commit of its own at the end."""
+        if not len(tokens):
+            return np.zeros(0, np.float32)
+        if self.blocks != self.tree.blocks:
+            raise UserError("the session stands inside its history: seek its end before reading.")
+        self._stand_at_end()
+        known = self._has_read
+        nll = []
+        while len(tokens):
+            due = self._interval - self._fresh * self.model.gist.block
+            piece, tokens = np.split(tokens, [due - len(self.ingestion.waiting)])
+            nll.append(self._read_behind(piece))
+            self._observe(self.ingestion.feed(piece))
+        nll = np.concatenate(nll)
+        nll[:1] = nll[:1] if known else np.nan
+        return nll
+
+    def _stand_at_end(self):
+        """After `seek`, what the last tokens say is read once, so that the next can be predicted.
+
+        The last block is taken out of the buffer for that, read behind the rest, and put back as
+        the tail policy has it; tokens that wait for their block are read after it.
+        """
+        if self._has_read or not (self.blocks or len(self.ingestion.waiting)):
+            return
+        if self.blocks and self.config.tail != "reread":
+            block = self.model.gist.block
+            stop = self.blocks * block
+            self.assembly.assemble(self.layouts, before=self.blocks - 1)
+            self._read_behind(self.tree.tokens(stop - block, stop))
+            self.assembly.assemble(self.layouts)
+            self._new_tail(self.tail.heads, self.tail.gate, self.tail.last)
+        if len(self.ingestion.waiting):
+            self._read_behind(self.ingestion.waiting)
+
+    def _observe(self, made):
+        """Complete blocks: rows to the cache, states to the query, a node each; then refocus."""
+        for blocks in made:
+            self.cache.put(blocks)
+            recent = np.concatenate([self.query, blocks.states], axis=1)
+            self.query = recent[:, -self.model.lens.query :]
+        while self.blocks < self.tree.blocks:
+            self.blocks += 1
+            self._fresh += 1
+            at = np.int32(self.blocks), np.int32(self.refocuses)
+            self.layouts = focusing.append(self.focus, self.layouts, *at)
+        if self._fresh >= self.config.every:
+            self.refocus()
+            if self.refocuses % self.config.commit_every == 0:
+                self.tree.commit()
+
+    def _read_behind(self, tokens):
+        """Reads tokens into the tail, in calls of two fixed sizes: NLL of each."""
+        out = []
+        for at in range(0, len(tokens), self._interval):
+            piece = tokens[at : at + self._interval]
+            size = 1 if len(piece) == 1 else self._interval
+            self.tail, nll = reading.extend(
+                self.model,
+                self.config.merger == "learned",
+                self.params,
+                self.assembly.buffer,
+                self.tail,
+                np.pad(piece, (0, size - len(piece))).astype(np.int32),
+                np.int32(len(piece)),
+                self._prefix_bias,
+            )
+            out.append(np.asarray(nll)[: len(piece)])
+        self._has_read = True
+        return np.concatenate(out)
+
+    def _new_tail(self, heads, gate, last):
+        """An empty tail: what is re-read, what comes before the next refocus, and padding."""
+        c = self.config
+        length = (c.reread if c.tail == "reread" else 0) + 2 * self._interval + self.model.gist.block
+        rows = reading.empty_rows(self.model, c.top, length)
+        self.tail = Tail(rows, jnp.int32(0), last, jnp.asarray(heads), jnp.asarray(gate))
+
+
+def open_tree(opened: Opened, uri: str | Path) -> Tree:
+    """The tree at `uri`, for writing: opened if it is there and of these models, else created."""
+    uri = str(uri)
+    if Tree.exists(uri):
+        return Tree.open(uri, mode="w", fingerprint=opened.fingerprint)
+    return Tree.create(uri, tree_spec(opened.model, opened.fingerprint))

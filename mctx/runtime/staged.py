@@ -1,0 +1,53 @@
+"""The session's staging context: refreshed rarely by its own lens, consulted at every refocus."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from mctx.focus.layout import FocusConfig, Layout, validate
+from mctx.runtime import focusing
+
+
+class Staging:
+    """A wide layout over the same tree (design: Staging context).
+
+    It lags behind the heads by up to `every` blocks; the newest blocks are theirs alone.
+    """
+
+    def __init__(self, focus: FocusConfig, every: int):
+        self.focus, self.every = focus, every
+        self.forget()
+
+    def forget(self) -> None:
+        self.layout: Layout | None = None  # [1, m], on the host
+        self.blocks = 0
+        self.refreshes = 0
+
+    def refresh(self, session) -> None:
+        """Refocuses if `every` blocks have come since the last time."""
+        if self.layout is not None and session.blocks - self.blocks < self.every:
+            return
+        if self.layout is None or session.blocks - self.blocks > self.every:
+            validate(self.focus, session.blocks)
+            self.layout = focusing.start(self.focus, 1, np.int32(session.blocks))
+        else:
+            for block in range(self.blocks + 1, session.blocks + 1):
+                at = np.int32(block), np.int32(self.refreshes)
+                self.layout = focusing.append(self.focus, self.layout, *at)
+        self.blocks = session.blocks
+        whole = np.array([session.model.lens.heads])  # the adapter after the heads' own
+        for _ in range(self.focus.levels):
+            scores = session.lens(self.focus, self.layout, whole)
+            at = np.int32(self.blocks), np.int32(self.refreshes)
+            self.layout, _ = focusing.edit(self.focus, self.layout, scores, *at)
+        self.layout = jax.device_get(self.layout)
+        self.refreshes += 1
+
+    def inform(self, session, scores: focusing.Scores) -> focusing.Scores:
+        """The heads' scores, raised by what each finds among the staged nodes."""
+        heads = session.config.heads
+        wide = jax.tree.map(lambda x: np.repeat(x, heads, axis=0), self.layout)
+        found = session.lens(self.focus, wide, np.arange(heads)).own  # [H, m]
+        one = jax.tree.map(lambda x: x[0], self.layout)
+        return focusing.with_staging(session.focus, session.layouts, scores, one, found)

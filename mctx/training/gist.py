@@ -1,0 +1,159 @@
+"""Phase `gist`: GistNet learns to say to the frozen base what the past said.
+
+Loss on raw tokens only: the continuation behind a context in which the past is gists (one level
+alone, or a layout of the real allocator), and the reconstruction of blocks from their own gists.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mctx.focus.bank import BankShape, context_of, focus_for, make_bank
+from mctx.models.base import Context
+from mctx.models.wrapped import gist_rows, init_part, read_windows, tail_nll
+from mctx.training import shown as layouts
+from mctx.training.loop import Phase
+from mctx.training.sources import Sources, wrapped_from
+
+
+def phase(config, sources: Sources) -> Phase:
+    """See `mctx.training.loop.Phase`; `config` as in experiments/configs/pico_gist.py."""
+    frozen, trained = sources.load(("base",))
+    model = wrapped_from(config, trained)
+    shape = BankShape(model.gist, config.history // model.gist.block)
+    focus = focus_for(model.gist, **config.focus)
+    mixture = layouts.Mixture(tuple(config.mixture.levels), tuple(config.mixture.recent))
+    length = config.history + config.tail + 1
+
+    def batch(step, rows):
+        tokens = sources.segments(length, config.batch_size, config.train.seed, step, rows)
+        return {"tokens": tokens}
+
+    def loss(params, frozen, batch, key):
+        params = {**frozen, "gistnet": params}
+        history, tails = split(batch["tokens"], config.history, model.window, config.tail)
+        keys = jax.random.split(key, 2)
+        bank = make_bank(model, params, history)
+        shown = draw(keys[0], tails.shape[:2])
+        nll = jnp.mean(continuation_nll(model, shape, params, bank, shown, tails))
+        again = reconstruction(model, params, bank, history, keys[1], config.blocks).mean()
+        return nll + config.reconstruction * again, {"nll": nll, "reconstruction": again}
+
+    def draw(key, size):
+        """Layouts [tails, B, N]; some of those before the last tail are the real allocator's."""
+        tails, b = size
+        *keys, real_key = jax.random.split(key, tails + 1)
+        per_window = model.window // model.gist.block
+        drawn = [
+            layouts.one_level(shape, mixture, k, b, (i + 1) * per_window)
+            for i, k in enumerate(keys)
+        ]
+        real = layouts.allocated(shape, focus, real_key, b)
+        use_real = jnp.arange(b)[:, None] < config.mixture.allocator * b
+        drawn[-1] = jnp.where(use_real, real, drawn[-1])
+        return jnp.stack(drawn)
+
+    tokens = sources.held_out(length, config.eval_segments, 0, 0, slice(None))
+
+    def evaluate(params, frozen):
+        return recovered_by_level(model, shape, {**frozen, "gistnet": params}, tokens)
+
+    return Phase(
+        name="gist",
+        item="gistnet",
+        init=lambda key: calibrated(model, frozen, init_part(model, "gistnet", key), tokens),
+        loss=loss,
+        batch=batch,
+        batch_size=config.batch_size,
+        frozen=frozen,
+        config={**trained, **model.to_dict()},
+        evaluate=evaluate,
+    )
+
+
+def split(tokens: jax.Array, history: int, window: int, tail: int) -> tuple[jax.Array, jax.Array]:
+    """A history and the continuation at the end of each of its windows: [B, S], [J, B, T + 1]."""
+    ends = range(window, history + 1, window)
+    return tokens[:, :history], jnp.stack([tokens[:, e : e + tail + 1] for e in ends])
+
+
+def continuation_nll(model, shape: BankShape, params, bank, shown, tails) -> jax.Array:
+    """NLL of every tail behind what is shown of one bank: [J, B, N], [J, B, T + 1] -> [J, B, T]."""
+
+    def one(shown, tail):
+        context, start = context_of(shape, bank, shown)
+        return tail_nll(model, params, tail, context, start)
+
+    return jax.vmap(one)(shown, tails)
+
+
+def calibrated(model, frozen: dict, params: dict, tokens: np.ndarray, examples: int = 8) -> dict:
+    """Fresh parameters under which a gist's rows start as an average token's.
+
+    The keys of a trained base have a large common part; rows without it are unlike anything that
+    the base has attended to, and learning it by gradient takes longer than all the rest.
+    """
+    if model.gist.inject != "kv":
+        return params
+    whole = tokens[:examples, : tokens.shape[1] // model.window * model.window]
+    rows, _ = jax.jit(lambda p, t: read_windows(model, p, t))(frozen, whole)
+    both = jnp.stack([rows.k, rows.v], axis=1).astype(jnp.float32)  # [L, 2, B, T, K, H]
+    mean, spread = both.mean(axis=(2, 3)), both.std(axis=(2, 3))  # [L, 2, K, H]
+    emit = params["rows"]
+    return {**params, "rows": {"kernel": emit["kernel"] * spread, "bias": mean}}
+
+
+def reconstruction(model, params, bank, history, key, blocks: int) -> jax.Array:
+    """NLL of blocks given nothing but their own gist: [B·blocks, K_1] nats.
+
+    `blocks` blocks of every history are drawn; the base starts from its prefix token.
+    """
+    b, k = history.shape[0], model.gist.block
+    chosen = jax.random.randint(key, (b, blocks), 0, history.shape[1] // k)
+    words = jnp.take_along_axis(history.reshape(b, -1, k), chosen[..., None], axis=1)
+    gists = jnp.take_along_axis(bank.gists[0], chosen[..., None, None], axis=1)
+    n = b * blocks
+    rows = gist_rows(model, params, gists.reshape(n, 1, *gists.shape[2:]))
+    slots = rows.k.shape[2]
+    start = jnp.full((n, 1), model.base.prefix[-1])
+    tokens = jnp.concatenate([start, words.reshape(n, k)], axis=1)
+    context = Context(rows, jnp.broadcast_to(jnp.arange(slots), (n, slots)), jnp.zeros((n, slots)))
+    return tail_nll(model, params, tokens, context, jnp.full(n, slots))
+
+
+def recovered_by_level(model, shape: BankShape, params: dict, tokens: np.ndarray) -> dict:
+    """How much of full attention over 512 tokens their gists alone recover, level by level.
+
+    The last 512 tokens of the history are all there is; `none` shows nothing of them, `full` all
+    (design: recovered). Ratio of means over the segments.
+    """
+    length = shape.blocks * model.gist.block
+    history, tail = tokens[:, :length], tokens[:, length:]
+    near = shape.node_block * model.gist.block >= length - 512
+    choices = {"none": np.zeros_like(near), "full": near & (shape.node_level == 0)}
+    for level in range(1, model.gist.levels + 1):
+        if model.gist.span(level) <= 512:
+            choices[f"lod{level}"] = near & (shape.node_level == level)
+
+    @jax.jit
+    def score(params, history, tail, chosen):
+        bank = make_bank(model, params, history)
+        context, start = context_of(shape, bank, jnp.broadcast_to(chosen, (len(history), len(chosen))))
+        return tail_nll(model, params, tail, context, start)
+
+    def mean(chosen):
+        pieces = range(0, len(history), 16)
+        return float(
+            np.mean([score(params, history[i : i + 16], tail[i : i + 16], chosen).mean() for i in pieces])
+        )
+
+    nll = {name: mean(chosen) for name, chosen in choices.items()}
+    gain = nll["none"] - nll["full"]
+    recovered = {
+        f"recovered_{name}": (nll["none"] - value) / gain
+        for name, value in nll.items()
+        if name.startswith("lod")
+    }
+    return {**{f"nll_{k}": v for k, v in nll.items()}, **recovered}

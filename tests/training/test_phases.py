@@ -1,0 +1,147 @@
+"""Every phase on a random corpus: a step trains its item, nothing else, and can be repeated."""
+
+import functools
+import importlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data import sampling
+from experiments.entry import load_config
+from mctx.focus.bank import BankShape
+from mctx.training.lens import _goals, captured, poisson
+from mctx.training.loop import TrainSettings
+from mctx.training.sources import Sources
+from mctx.training.step import State, make_optimizer, make_step
+from tests import tiny
+
+CONFIGS = Path(__file__).parents[2] / "experiments/configs"
+FOCUS = {"sink": 1, "recent": 1, "budget": 24, "capacity": 16, "max_edits": 16}
+SMALL = {  # what the shipped configs are shrunk to; all else is as shipped
+    "base": {"base": tiny.BASE.to_dict() | {"window": 16}, "eval_batch": 2},
+    "gist": {
+        "gist": tiny.GIST.to_dict(),
+        "history": 32,
+        "tail": 8,
+        "blocks": 2,
+        "mixture": {"recent": (0, 1)},
+        "focus": FOCUS,
+    },
+    "lens": {
+        "lens": tiny.LENS.to_dict(),
+        "near": 32,
+        "far": 16,
+        "groups": 1,
+        "reach": 100,
+        "tail": 8,
+        "recent": 2,
+        "sets": 2,
+        "novel": 2,
+    },
+    "mof": {"history": 32, "tail": 8, "focus": FOCUS},
+}
+SETTINGS = TrainSettings(steps=4, learning_rate=1e-2, seed=7)
+
+
+def corpus(seed):
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(1, tiny.BASE.vocab_size, 2000).astype(np.uint16)
+    return sampling.Corpus(tokens, np.zeros((0, 3)), np.array([[0, 900], [900, 2000]]), {})
+
+
+def load(items):
+    config = {"base": tiny.BASE.to_dict(), "gist": tiny.GIST.to_dict()}
+    config |= {"lens": tiny.LENS.to_dict(), "window": tiny.MODEL.window}
+    have = {"base": ("base",), "gistnet": ("gist", "window"), "lensnet": ("lens",)}
+    names = [name for item in items for name in have[item]]
+    return {item: tiny.params()[item] for item in items}, {name: config[name] for name in names}
+
+
+SOURCES = Sources(
+    load=load,
+    windows=functools.partial(sampling.windows, corpus(0)),
+    segments=functools.partial(sampling.segments, corpus(0)),
+    histories=functools.partial(sampling.histories, corpus(0)),
+    held_out=functools.partial(sampling.segments, corpus(1)),
+    held_histories=functools.partial(sampling.histories, corpus(1)),
+)
+
+
+def shrunk(name):
+    config = load_config(CONFIGS / f"pico_{name}.py")
+    common = {"window": 16, "dtype": "float32", "batch_size": 4, "eval_segments": 4}
+    with config.unlocked():
+        config.update(common | SMALL[name])
+    return config
+
+
+@functools.cache
+def compiled(name):
+    """The phase, its first state and its compiled step."""
+    phase = importlib.import_module(f"mctx.training.{name}").phase(shrunk(name), SOURCES)
+    fresh = jax.jit(phase.init)(jax.random.key(1))
+    state = State(fresh, make_optimizer(SETTINGS).init(fresh), jnp.int32(0))
+    return phase, state, jax.jit(make_step(phase.loss, SETTINGS))
+
+
+@pytest.mark.parametrize("name", ["base", "gist", "lens", "mof"])
+def test_a_step_trains_the_item_and_can_be_repeated(name):
+    phase, state, step = compiled(name)
+    assert phase.name == name and phase.item not in phase.frozen
+    after, metrics = step(state, phase.frozen, phase.batch(0, slice(0, 4)), 0)
+    assert int(after.step) == 1  # an update that is not finite is not made
+    assert all(np.isfinite(float(value)) for value in metrics.values())
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, after.params)
+    assert any(jax.tree.leaves(moved)) and float(metrics["grad_norm"]) > 0
+    # The state is that of the item alone: no gradient, no moments of anything frozen.
+    shapes = jax.eval_shape(phase.init, jax.random.key(0))
+    assert jax.tree.structure(after.params) == jax.tree.structure(shapes)
+
+    again, _ = step(state, phase.frozen, phase.batch(0, slice(0, 4)), 0)
+    jax.tree.map(np.testing.assert_array_equal, after, again)
+    halves = [phase.batch(0, rows) for rows in (slice(0, 2), slice(2, 4))]
+    for key, whole in phase.batch(0, slice(0, 4)).items():
+        np.testing.assert_array_equal(whole, np.concatenate([half[key] for half in halves]))
+        assert not np.array_equal(whole, phase.batch(1, slice(0, 4))[key])
+
+
+@pytest.mark.parametrize("name", ["base", "gist", "lens", "mof"])
+def test_it_is_judged_on_held_out_text(name):
+    phase, state, _ = compiled(name)
+    values = phase.evaluate(state.params, phase.frozen)
+    assert values and all(np.isfinite(value) for value in values.values())
+
+
+def test_a_head_wants_the_best_that_no_head_before_it_shows():
+    shape = BankShape(tiny.GIST, 6)
+    labels = jnp.array([[5.0, 1.0, -2.0, 3.0]])  # two recent blocks follow
+    first = jnp.array([9.0, 0.0, 0.0, 8.0])  # the first head shows blocks 0 and 3
+    scores = jnp.stack([first, first, first])[None]  # two heads and the staging context
+    goals = np.asarray(_goals(shape, labels, scores, best=2))[0]
+    blocks = slice(shape.first_node[1], shape.first_node[1] + 6)
+    np.testing.assert_array_equal(goals[0, blocks], [5, 1, -2, 3, 0, 0])
+    np.testing.assert_array_equal(goals[1, blocks], [0, 1, -2, 0, 0, 0])
+    np.testing.assert_array_equal(goals[2], goals[0])
+    pairs = slice(shape.first_node[2], shape.first_node[2] + 3)
+    np.testing.assert_array_equal(goals[:2, pairs], [[5, 3, 0], [1, 0, 0]])
+
+
+def test_poisson_is_least_at_the_label_and_finite_beyond_the_bound():
+    goal, valid = jnp.array([[[3.0, -2.0, 50.0]]]), jnp.array([[True, True, False]])
+    best = jnp.log(jnp.array([[[[3.0, 1e-6], [1e-6, 2.0], [1.0, 1.0]]]]))
+    slope = jax.grad(poisson)(best, goal, valid)
+    np.testing.assert_allclose(slope, 0.0, atol=1e-5)
+    assert poisson(best + 0.1, goal, valid) > poisson(best, goal, valid)
+    far = jnp.full_like(best, 20.0)
+    assert np.isfinite(poisson(far, goal, valid))
+    assert (jax.grad(poisson)(far, goal, valid)[:, :, :2] > 0).all()  # and it comes back
+
+
+def test_captured_is_the_share_of_the_best_in_hindsight():
+    labels = jnp.array([[4.0, 3.0, 1.0, -1.0]])
+    assert captured(labels, labels, 2) == 1
+    np.testing.assert_allclose(captured(-labels, labels, 2), 0.0)
+    np.testing.assert_allclose(captured(jnp.array([[1.0, 0.0, 2.0, 0.0]]), labels, 2), 5 / 7)
