@@ -140,15 +140,14 @@ def histories(
     behind = np.minimum(start - first, groups * far * (reach / (groups * far)) ** stretch)
     slack = np.maximum(behind.astype(np.int64) - groups * far, 0)
     # Sorted offsets into the slack keep the stretches in order and apart.
-    begins = (start - groups * far - slack)[:, None] + (slots * (slack[:, None] + 1)).astype(np.int64)
+    begins = (slots * (slack[:, None] + 1)).astype(np.int64)
+    begins += (start - groups * far - slack)[:, None]
     begins = begins + far * np.arange(groups)
     tokens = [_gather(corpus, begins[rows, g], far) for g in range(groups)]
     tokens.append(_gather(corpus, start[rows], near + tail))
     inside = np.arange(block, far + 1, block)
     end = (start + near)[rows, None, None]
     away = (end - begins[rows, :, None] - inside) // block
-    distance = np.concatenate(
-        [away.reshape(away.shape[0], -1), np.broadcast_to(ends_of // block, (away.shape[0], len(ends_of)))],
-        axis=1,
-    )
+    close = np.broadcast_to(ends_of // block, (away.shape[0], len(ends_of)))
+    distance = np.concatenate([away.reshape(away.shape[0], -1), close], axis=1)
     return np.concatenate(tokens, axis=1), distance.astype(np.int32)

@@ -54,7 +54,10 @@ def load(source: str | Path) -> list[Document]:
 
 
 def held_out_packages(
-    checkpoint: str | Path, minimum_tokens: int, tokenizer: Tokenizer
+    checkpoint: str | Path,
+    minimum_tokens: int,
+    tokenizer: Tokenizer,
+    per_package: int | None = None,
 ) -> list[Document]:
     """Documents of packages of this interpreter that a checkpoint was never trained on.
 
@@ -67,6 +70,7 @@ def held_out_packages(
       checkpoint: the directory with `manifest.json` and `sketch.npy`, as the training corpus had.
       minimum_tokens: how many tokens are enough.
       tokenizer: what counts them.
+      per_package: take no further file of a package from this many tokens on; None for no bound.
 
     Raises:
       UserError: the directory lacks these files, or this interpreter has too few unseen packages.
@@ -88,7 +92,10 @@ def held_out_packages(
     )
     documents, count = [], 0
     for package in unseen:
+        enough = minimum_tokens if per_package is None else count + per_package
         for file in package.files:
+            if count >= enough:
+                break
             reading = sources.read(package.root, file)
             if reading.fault or minhash.in_sketch(sketch, reading.signature[None])[0]:
                 continue

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -38,6 +39,11 @@ def run(main: Callable[[], Any]) -> NoReturn:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
+
+
+def command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> str:
+    """What to type to run this again, for a result file; `arguments` None: those of this run."""
+    return f"{parser.prog} {shlex.join(sys.argv[1:] if arguments is None else arguments)}"
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:

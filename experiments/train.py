@@ -66,18 +66,22 @@ def open_sources(config: ConfigDict, workdir: Path) -> Sources:
     )
 
 
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Trains the phase that a checked config describes, from its latest step in `workdir`."""
+    sources = open_sources(config, workdir)
+    phase = importlib.import_module(f"mctx.training.{config.phase}").phase(config, sources)
+    tokenizer = Tokenizer.load(Path(config.corpus) / "train")
+    (workdir / phase.name).mkdir(parents=True, exist_ok=True)
+    tokenizer.save(workdir / phase.name)
+    train(phase, TrainSettings(**config.train), workdir)
+
+
 def main() -> None:
     parser = entry.Parser(prog="python -m experiments.train", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="a file of experiments/configs")
     parser.add_argument("--workdir", type=Path, required=True, help="where checkpoints go")
     arguments, overrides = parser.parse_known_args()
-    config = configuration(arguments.config, overrides)
-    sources = open_sources(config, arguments.workdir)
-    phase = importlib.import_module(f"mctx.training.{config.phase}").phase(config, sources)
-    tokenizer = Tokenizer.load(Path(config.corpus) / "train")
-    (arguments.workdir / phase.name).mkdir(parents=True, exist_ok=True)
-    tokenizer.save(arguments.workdir / phase.name)
-    train(phase, TrainSettings(**config.train), arguments.workdir)
+    run(configuration(arguments.config, overrides), arguments.workdir)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,9 @@ import pytest
 from mctx import checkpoint, sharding
 from mctx.errors import UserError
 
+# Orbax leaves its other reads unobserved when one of a damaged item fails.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 CONFIG = {"base": {"d_model": 4}, "lensnet": {"heads": 2}}
 
 

@@ -2,7 +2,9 @@
 
 Command:  python -m experiments.train --config=experiments/configs/pico_gist.py \
               --workdir=runs/pico --config.corpus=runs/corpus
-Hardware: one H100.
+Hardware: one H100 80GB; 265 s for 1,800 steps, seed 1.
+Reached:  of what 512 tokens of history are worth, .139 recovered by their LOD1 gists alone, .146 by
+          LOD2.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -35,7 +37,7 @@ def get_config() -> ConfigDict:
             batch_size=48,
             eval_segments=64,
             train=dict(
-                steps=4000,
+                steps=1800,
                 learning_rate=2e-3,
                 warmup=200,
                 weight_decay=0.01,

@@ -2,7 +2,9 @@
 
 Command:  python -m experiments.train --config=experiments/configs/pico_lens.py \
               --workdir=runs/pico --config.corpus=runs/corpus
-Hardware: one H100.
+Hardware: one H100 80GB; 215 s for 800 steps, seed 2.
+Reached:  8 blocks capture .252 of the label of the best 8 in hindsight; the most recent 8 capture
+          .196, random ones .040.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -37,7 +39,7 @@ def get_config() -> ConfigDict:
             batch_size=32,
             eval_segments=64,
             train=dict(
-                steps=2000,
+                steps=800,
                 learning_rate=1e-3,
                 warmup=100,
                 weight_decay=0.01,

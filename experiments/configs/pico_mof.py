@@ -2,7 +2,9 @@
 
 Command:  python -m experiments.train --config=experiments/configs/pico_mof.py \
               --workdir=runs/pico --config.corpus=runs/corpus
-Hardware: one H100.
+Hardware: one H100 80GB; 20 s for 300 steps, seed 3.
+Reached:  NLL 2.106 of the merged heads; 2.143 of the first two averaged, 2.127 of the best head
+          alone, chosen in hindsight for every eight segments.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -24,7 +26,7 @@ def get_config() -> ConfigDict:
             batch_size=32,
             eval_segments=64,
             train=dict(
-                steps=600,
+                steps=300,
                 learning_rate=1e-3,
                 warmup=50,
                 weight_decay=0.01,

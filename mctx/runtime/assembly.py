@@ -52,9 +52,10 @@ class Assembly:
         cache: BlockCache,
         focus: FocusConfig,
         heads: int,
+        prefix: Rows,
     ):
         self._model, self._params, self._tree = model, params, tree
-        self._cache, self._focus = cache, focus
+        self._cache, self._focus, self._prefix = cache, focus, prefix
         self._keys = np.full((heads, focus.budget), slots.EMPTY, np.int64)
         self._rows = reading.empty_rows(model, heads, focus.budget)
         self.buffer: Buffer | None = None
@@ -98,7 +99,7 @@ class Assembly:
                 total.moved + len(plan.move_to),
                 total.wanted + len(wanted),
             )
-        self.buffer = Buffer(self._rows, jnp.asarray(positions), jnp.asarray(counts))
+        self.buffer = Buffer(self._prefix, self._rows, jnp.asarray(positions), jnp.asarray(counts))
         return total
 
     def forget(self) -> None:
@@ -135,14 +136,14 @@ class Assembly:
 
     def _write_gists(self, head, to, level, index, offset, kept):
         per = self._model.gist.slots
-        for l in np.unique(level):
-            nodes = np.unique(index[level == l])
+        for one in np.unique(level):
+            nodes = np.unique(index[level == one])
             for at in range(0, len(nodes), GISTS_AT_ONCE):
                 piece = nodes[at : at + GISTS_AT_ONCE]
-                gists = self._tree.gather(int(l), piece)
+                gists = self._tree.gather(int(one), piece)
                 gists = np.pad(gists, ((0, GISTS_AT_ONCE - len(piece)), (0, 0), (0, 0)))
                 rows = reading.rows_of_gists(self._model, self._params, gists)
-                here = (level == l) & np.isin(index, piece)
+                here = (level == one) & np.isin(index, piece)
                 target = np.full(GISTS_AT_ONCE * per, len(self._keys[head]), np.int64)
                 target[np.searchsorted(piece, index[here]) * per + offset[here]] = to[here]
                 self._rows = reading.write_rows(self._rows, np.int32(head), target, rows)

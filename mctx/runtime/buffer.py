@@ -31,7 +31,9 @@ class Plan(NamedTuple):
     move_from: np.ndarray
 
 
-def encode(level: np.ndarray, index: np.ndarray, offset: np.ndarray, kept: np.ndarray) -> np.ndarray:
+def encode(
+    level: np.ndarray, index: np.ndarray, offset: np.ndarray, kept: np.ndarray
+) -> np.ndarray:
     """One int64 a row. `kept` marks rows as decoded rather than from the ingest window."""
     key = index.astype(np.int64) << (SLOT_BITS + LEVEL_BITS + 1)
     return key | (kept.astype(np.int64) << (SLOT_BITS + LEVEL_BITS)) | (level << SLOT_BITS) | offset

@@ -25,8 +25,7 @@ class BlockCache:
 
     def put(self, blocks: Blocks) -> None:
         for i in range(len(blocks.k)):
-            self._held[blocks.first + i] = (blocks.k[i], blocks.v[i])
-            self._held.move_to_end(blocks.first + i)
+            self._keep(blocks.first + i, blocks.k[i], blocks.v[i])
         self._trim()
 
     def get(self, indices: np.ndarray) -> Rows:
@@ -61,7 +60,12 @@ class BlockCache:
         for i, window in enumerate(windows):
             k, v = (x[i].reshape(x.shape[1], per, block, *x.shape[3:]).swapaxes(0, 1) for x in rows)
             for j in range(min(per, self._tree.blocks - window * per)):
-                self._held[window * per + j] = (k[j], v[j])
+                self._keep(window * per + j, k[j], v[j])
+
+    def _keep(self, index, k, v):
+        """Copies: a view would keep alive all that was read with it."""
+        self._held[index] = (k.copy(), v.copy())
+        self._held.move_to_end(index)
 
     def _trim(self):
         while self._held and len(self._held) * self._bytes() > self._limit:

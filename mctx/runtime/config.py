@@ -75,6 +75,10 @@ def check(config: SessionConfig, model: Wrapped) -> None:
             f"this checkpoint's lens has {model.lens.heads} heads: ask for no more.",
         ),
         (
+            config.router != "learned" or config.heads == model.lens.heads,
+            f"the learned router knows {model.lens.heads} heads: run so many, or another router.",
+        ),
+        (
             config.tail != "reread"
             or 0 < config.reread <= config.recent * model.gist.block
             and config.reread % model.gist.block == 0,

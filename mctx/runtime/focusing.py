@@ -41,10 +41,10 @@ def gatherer(tree: Tree) -> Gather:
         spec = tree.spec
         out = np.zeros((*level.shape, spec.slots * spec.gist_width), np.float32)
         twin = np.maximum(level, 1)
-        for l in range(1, spec.levels + 1):
-            here = (twin == l) & (index >= 0) & (index < tree.count(l))
+        for one in range(1, spec.levels + 1):
+            here = (twin == one) & (index >= 0) & (index < tree.count(one))
             if here.any():
-                out[here] = tree.gather(l, index[here]).reshape(here.sum(), -1)
+                out[here] = tree.gather(one, index[here]).reshape(here.sum(), -1)
         return out
 
     return gather
@@ -58,8 +58,14 @@ def start(cfg: FocusConfig, heads: int, blocks) -> Layout:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def append(cfg: FocusConfig, layouts: Layout, blocks, now) -> Layout:
-    return jax.vmap(lambda one: layout.append(cfg, one, blocks, now))(layouts)
+def append(cfg: FocusConfig, layouts: Layout, blocks, fresh, now) -> Layout:
+    """Adds the newest `fresh` of the history's `blocks` blocks to every head."""
+
+    def one_more(i, layouts):
+        newest = blocks - fresh + i + 1
+        return jax.vmap(lambda one: layout.append(cfg, one, newest, now))(layouts)
+
+    return jax.lax.fori_loop(0, fresh, one_more, layouts)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -81,7 +87,9 @@ def entries(cfg: FocusConfig, heads: int, layouts: Layout) -> layout.Entries:
     return jax.vmap(lambda one: layout.entries(cfg, one))(layouts)
 
 
-def parents(cfg: FocusConfig, level: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def parents(
+    cfg: FocusConfig, level: np.ndarray, index: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """On the host: the node above each; top nodes name themselves."""
     up = np.minimum(level + 1, cfg.levels)
     return up, np.where(up > level, index // cfg.children[up], index)
@@ -97,7 +105,11 @@ def lens_scores(
     blocks: int,
     heads: np.ndarray,
 ) -> Scores:
-    """LensNet over the nodes of every layout and their parents.
+    """LensNet over the nodes of every layout and their parents, each looked at once.
+
+    As in training, candidates are the gists that cover none of the recent blocks, and no node is
+    there twice: a block and its gist are one candidate, and siblings share one parent. Nodes
+    that are no candidates score zero.
 
     Args:
       layouts: [H, n], on the host.
@@ -105,26 +117,50 @@ def lens_scores(
       heads: [H], the adapters to use.
     """
     level, index = np.asarray(layouts.level), np.asarray(layouts.index)
-    above = parents(cfg, level, index)
-    both = np.concatenate([level, above[0]], axis=1), np.concatenate([index, above[1]], axis=1)
-    alive = np.arange(level.shape[1]) < np.asarray(layouts.count)[:, None]
-    alive = np.concatenate([alive, alive], axis=1)
-    end = (both[1] + 1) * cfg.spans[both[0]]
+    up, where = _distinct_parents(cfg, layouts, blocks)
+    level = np.concatenate([level, up[0]], axis=1)
+    index = np.concatenate([index, up[1]], axis=1)
+    end = (index + 1) * cfg.spans[level]
     nodes = Nodes(
-        gists=gather(*both),
-        level=np.maximum(both[0], 1).astype(np.int32),
+        gists=gather(level, index),
+        level=np.maximum(level, 1).astype(np.int32),
         distance=np.maximum(blocks - end, 0).astype(np.int32),
-        valid=alive & (end <= blocks) & (both[1] >= 0),
+        valid=(index >= 0) & (end <= blocks - cfg.recent),
     )
-    scores = _apply_lens(model, params["lensnet"], query, nodes, heads.astype(np.int32))
-    return Scores(*jnp.split(scores, 2, axis=1))
+    return _apply_lens(model, params["lensnet"], query, nodes, heads.astype(np.int32), where)
+
+
+def _distinct_parents(cfg, layouts, blocks):
+    """The candidates above a layout's nodes, in a fixed number of rows.
+
+    A parent at level l that ends before the recent blocks covers at least K_l nodes of a tiling,
+    none of them another's: so there are at most n / K_l.
+
+    Returns:
+      Their level and index [H, m], index -1 in empty rows; and [H, n], each node's parent among
+      the nodes and these, or the node itself where its parent is no candidate of its own.
+    """
+    heads, n = np.shape(layouts.level)
+    level, index = np.zeros((2, heads, sum(n // k for k in cfg.fanouts[1:])), np.int64)
+    index -= 1
+    where = np.tile(np.arange(n), (heads, 1))
+    for h in range(heads):
+        own = np.asarray(layouts.level[h]), np.asarray(layouts.index[h])
+        up = parents(cfg, *own)
+        end = (up[1].astype(np.int64) + 1) * cfg.spans[up[0]]
+        some = (own[0] > 0) & (up[0] > own[0]) & (own[1] >= 0) & (end <= blocks - cfg.recent)
+        found, inverse = np.unique(np.stack(up)[:, some], axis=1, return_inverse=True)
+        level[h, : found.shape[1]], index[h, : found.shape[1]] = found
+        where[h, some] = n + inverse
+    return (level, index), where
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply_lens(model, lensnet, query, nodes, heads):
+def _apply_lens(model, lensnet, query, nodes, heads, above):
     states = jnp.broadcast_to(query[:, None], (query.shape[0], len(heads), *query.shape[1:]))
     logs = model.lensnet.apply({"params": lensnet}, states, nodes, heads[:, None])
-    return utility(logs[:, 0])
+    scores = jnp.where(nodes.valid, utility(logs[:, 0]), 0.0)
+    return Scores(scores[:, : above.shape[1]], jnp.take_along_axis(scores, above, axis=1))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -148,7 +184,7 @@ def table_scores(cfg: FocusConfig, layouts: Layout, table: np.ndarray) -> Scores
     for span in cfg.spans[1:]:
         whole = table.shape[1] // span * span
         by_level.append(table[:, :whole].reshape(len(table), -1, span).max(axis=-1))
-    width = max(t.shape[1] for t in by_level)
+    width = max(1, *(t.shape[1] for t in by_level))
     padded = np.stack([np.pad(t, ((0, 0), (0, width - t.shape[1]))) for t in by_level])
 
     def look_up(level, index):

@@ -47,13 +47,13 @@ def stream(
         raise UserError("temperature, top_k and tokens must be >= 0, and top_p in (0, 1].")
     key, tokenizer = jax.random.key(seed), session.opened.tokenizer
     ids: list[int] = []
-    said = ""
+    whole, said = "", 0
     for i in range(tokens):
         logits = reading.next_logits(session.params["base"], session.tail.last)
         step = jax.random.fold_in(key, i)
         token = int(draw(step, logits, temperature, top_k, top_p))
         if token == tokenizer.eot_id:
-            return
+            break
         ids.append(token)
         session.read_tokens(np.array([token], np.int32))
         # Bytes of a character may be split over tokens: what is not whole yet is held back.
@@ -61,7 +61,15 @@ def stream(
         whole = text.rstrip("\N{REPLACEMENT CHARACTER}")
         ends = [whole.find(s) for s in stop if s and s in whole]
         if ends:
-            yield whole[len(said) : min(ends)]
-            return
-        yield whole[len(said) :]
-        said = whole
+            whole = whole[: min(ends)]
+            break
+        settled = len(whole) - _begun(whole, stop)
+        yield whole[said:settled]
+        said = settled
+    yield whole[said:]
+
+
+def _begun(text: str, stop: tuple[str, ...]) -> int:
+    """Characters at the text's end that may turn out to begin a stop string."""
+    lengths = (n for s in stop for n in range(1, len(s)) if text.endswith(s[:n]))
+    return max(lengths, default=0)

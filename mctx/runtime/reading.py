@@ -13,17 +13,20 @@ import jax.numpy as jnp
 
 from mctx.models import merger as merging
 from mctx.models.attention import NEGATIVE
-from mctx.models.base import Context, Rows, logits
-from mctx.models.wrapped import Wrapped, gist_rows, prefix_rows, read
+from mctx.models.base import Context, Rows, logits, token_nll
+from mctx.models.router import Routing, route, static_worth
+from mctx.models.wrapped import Wrapped, gist_rows, read
 
 
 class Buffer(NamedTuple):
     """What stands before the tail, for every head.
 
     Attributes:
+      prefix: [L, 1, P, K, h], the shared prefix's rows.
       rows: [L, H, R, K, h], unrotated; positions: [H, R]; count: [H], the valid prefix.
     """
 
+    prefix: Rows
     rows: Rows
     positions: jax.Array
     count: jax.Array
@@ -63,7 +66,10 @@ def move_rows(rows: Rows, head, to, source) -> Rows:
 def write_rows(rows: Rows, head, to, new: Rows) -> Rows:
     """Writes rows [L, m, K, h] into one head's buffer; `to` past the end is dropped."""
     return Rows(
-        *(x.at[:, head, to].set(n.astype(x.dtype), mode="drop") for x, n in zip(rows, new, strict=True))
+        *(
+            x.at[:, head, to].set(n.astype(x.dtype), mode="drop")
+            for x, n in zip(rows, new, strict=True)
+        )
     )
 
 
@@ -97,11 +103,12 @@ def extend(
     hidden, rows = _read_behind(model, params, buffer, tail, tokens, prefix_bias)
     merged = _merge(model, learned, params, hidden, tail.gate)  # [C, D]
     before = jnp.concatenate([tail.last[None], merged[:-1].astype(jnp.float32)])
-    scores = jax.nn.log_softmax(logits(params["base"], before))
-    nll = -jnp.take_along_axis(scores, tokens[:, None], axis=-1)[:, 0]
+    nll = _nll(params, before, tokens)
+    own = jnp.arange(tokens.shape[0])
+    where = jnp.where(own < count, tail.length + own, tail.rows.k.shape[2])  # padding is dropped
     kept = Rows(
         *(
-            jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), tail.length, axis=2)
+            old.at[:, :, where].set(new.astype(old.dtype), mode="drop")
             for old, new in zip(tail.rows, rows, strict=True)
         )
     )
@@ -114,14 +121,17 @@ def peek(model, learned, params, buffer, tail, tokens, prefix_bias) -> jax.Array
     """NLL of tokens[1:] read behind the working contexts, leaving everything as it was: [C - 1]."""
     hidden, _ = _read_behind(model, params, buffer, tail, tokens, prefix_bias)
     merged = _merge(model, learned, params, hidden, tail.gate)
-    scores = jax.nn.log_softmax(logits(params["base"], merged[:-1]))
-    return -jnp.take_along_axis(scores, tokens[1:, None], axis=-1)[:, 0]
+    return _nll(params, merged[:-1], tokens[1:])
+
+
+def _nll(params, hidden, targets):
+    return token_nll(params["base"], hidden[None], targets[None])[0]
 
 
 def _read_behind(model, params, buffer, tail, tokens, prefix_bias):
     """Hidden states [k, C, D] and rows [L, k, C, K, h] of tokens, one batch row a chosen head."""
     k, c = tail.heads.shape[0], tokens.shape[0]
-    prefix = prefix_rows(model, params)
+    prefix = buffer.prefix
     p, r, t = prefix.k.shape[2], buffer.positions.shape[1], tail.rows.k.shape[2]
     rows = Rows(
         *(
@@ -161,11 +171,19 @@ def _merge(model, learned, params, hidden, gate):
     return merging.merge(hidden, weights)[0]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def worth(model: Wrapped, params: dict, query: jax.Array, stats: jax.Array) -> jax.Array:
-    """The learned router: query [L + 1, Q, D], stats [H, STATISTICS] -> [H]."""
-    router = {"params": params["mof"]["router"]}
-    return model.router.apply(router, query[:, None], stats[None])[0]
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def routed(
+    model: Wrapped, router: str, top: int, params: dict, query: jax.Array, stats: jax.Array
+) -> Routing:
+    """The heads to run: query [L + 1, Q, D], stats [H, STATISTICS] -> Routing of [k], [k]."""
+    worth = static_worth(1, len(stats))
+    if router == "utility":
+        worth = stats[None, :, 0]
+    if router == "learned":
+        variables = {"params": params["mof"]["router"]}
+        worth = model.router.apply(variables, query[:, None], stats[None])
+    chosen = route(worth, top)
+    return Routing(chosen.heads[0], chosen.gate[0])
 
 
 @jax.jit

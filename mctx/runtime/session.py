@@ -22,7 +22,7 @@ import numpy as np
 from mctx.errors import UserError
 from mctx.focus.layout import Layout, validate
 from mctx.models.attention import NEGATIVE
-from mctx.models.router import route, static_worth
+from mctx.models.router import Routing
 from mctx.opened import Opened
 from mctx.runtime import focusing, generation, reading
 from mctx.runtime.assembly import Assembly, Decoded
@@ -61,14 +61,25 @@ class Session:
         self.model, self.params = opened.model, opened.params
         check(self.config, self.model)
         self.tree = tree if isinstance(tree, Tree) else open_tree(opened, tree)
+        if self.tree.spec.fingerprint != opened.fingerprint:
+            raise UserError(
+                "the tree's gists were made by other models: open the checkpoint that made them, "
+                "or ingest into a new tree."
+            )
         self.reader = reader or Reader(self.model, self.params)
-        self.ingestion = Ingest(self.reader, self.tree)
+        self.ingestion = Ingest(self.reader, self.tree, self.config.every)
         self.cache = BlockCache(self.reader, self.tree, self.config.cache_bytes)
         self.focus, wide = focus_configs(self.model, self.config)
         self.staging = Staging(wide, self.config.staging_every) if wide else None
         self.worths, self.on_refocus = worths, on_refocus
         self.assembly = Assembly(
-            self.model, self.params, self.tree, self.cache, self.focus, self.config.heads
+            self.model,
+            self.params,
+            self.tree,
+            self.cache,
+            self.focus,
+            self.config.heads,
+            self.reader.prefix,
         )
         self.watch = Watch(self.focus)
         self.refocuses = 0
@@ -132,28 +143,36 @@ class Session:
         self.watch.forget()
         if self.staging:
             self.staging.forget()
-        last = jnp.zeros(self.model.base.d_model)
-        self._new_tail(np.arange(top, dtype=np.int32), np.zeros(top, np.float32), last)
+        size = self._interval + (self.config.reread if self.config.tail == "reread" else 0)
+        self.tail = Tail(
+            reading.empty_rows(self.model, top, size),
+            np.int32(0),
+            jnp.zeros(self.model.base.d_model),
+            *Routing(np.arange(top, dtype=np.int32), np.zeros(top, np.float32)),
+        )
         self.refocus()
 
     def refocus(self) -> dict:
         """Scores, edits, and streams in what changed; returns this refocus's telemetry."""
         began = time.perf_counter()
         edits = []
-        if self.staging:
-            self.staging.refresh(self)
+        score = self._scorer()
         for _ in range(self.config.rounds or self.focus.levels):
-            scores, scored = self.scores(), self.layouts
+            scores, scored = score(), self.layouts
             at = np.int32(self.blocks), np.int32(self.refocuses)
             self.layouts, done = jax.device_get(
                 focusing.edit(self.focus, self.layouts, scores, *at)
             )
             edits.append(done)
+            if np.any(done.spent > self.focus.budget):
+                validate(self.focus, self.blocks)  # says what has outgrown what
+            if not np.any(done.expanded | done.collapsed | done.forced):
+                break  # a fixed point: the same scores would choose nothing again
         decided = time.perf_counter()
         before = self.blocks - self.config.reread // self.model.gist.block
         before = max(before, 0) if self.config.tail == "reread" else None
         written = self.assembly.assemble(self.layouts, self._decoded(), before)
-        self._new_tail(*self._route(scored, scores), self.tail.last)
+        self._clear_tail(self._route(scored, scores))
         if before is not None:
             block = self.model.gist.block
             self._read_behind(self.tree.tokens(before * block, self.blocks * block))
@@ -165,13 +184,22 @@ class Session:
             self.on_refocus(self, report)
         return report
 
-    def scores(self) -> focusing.Scores:
-        """What every head's layout is worth, nats of the best block: the lens's, or `worths`'."""
+    def _scorer(self) -> Callable[[], focusing.Scores]:
+        """What scores the layouts as they stand, nats of the best block: the lens, or `worths`.
+
+        What a refocus looks at once and for all (a table of worths, the staging view) is here.
+        """
         if self.worths:
-            return focusing.table_scores(self.focus, self.layouts, self.worths(self))
+            table = self.worths(self)
+            return lambda: focusing.table_scores(self.focus, self.layouts, table)
         heads = np.arange(self.config.heads)
-        own = self.lens(self.focus, self.layouts, heads)
-        return self.staging.inform(self, own) if self.staging else own
+        if not self.staging:
+            return lambda: self.lens(self.focus, self.layouts, heads)
+        self.staging.refresh(self)
+        found = self.staging.look(self)
+        return lambda: self.staging.inform(
+            self, self.lens(self.focus, self.layouts, heads), found
+        )
 
     def lens(self, focus, layouts: Layout, heads: np.ndarray) -> focusing.Scores:
         gather = focusing.gatherer(self.tree)
@@ -181,21 +209,15 @@ class Session:
 
     def _route(self, layouts, scores):
         """The heads that the base will run on until the next refocus, and the merger's gate."""
-        c = self.config
-        if c.router == "static":
-            worth = static_worth(1, c.heads)
-        else:
-            stats = focusing.head_statistics(layouts, scores.own)
-            worth = stats[None, :, 0]
-            if c.router == "learned":
-                worth = reading.worth(self.model, self.params, self.query, stats)[None]
-        chosen = route(worth, c.top)
-        return np.asarray(chosen.heads[0]), np.asarray(chosen.gate[0])
+        c, stats = self.config, focusing.head_statistics(layouts, scores.own)
+        return reading.routed(self.model, c.router, c.top, self.params, self.query, stats)
 
     def _decoded(self):
         """Blocks whose rows stand in the tail, if the policy is to keep them."""
+        if self.config.tail != "keep":
+            return None
         count = int(self.tail.length) // self.model.gist.block
-        if self.config.tail != "keep" or not count:
+        if not count:
             return None
         return Decoded(self.blocks - count, count, self.tail)
 
@@ -240,9 +262,9 @@ class Session:
         while len(tokens):
             due = self._interval - self._fresh * self.model.gist.block
             piece, tokens = np.split(tokens, [due - len(self.ingestion.waiting)])
-            nll.append(self._read_behind(piece))
+            nll += self._read_behind(piece)
             self._observe(self.ingestion.feed(piece))
-        nll = np.concatenate(nll)
+        nll = np.concatenate([part[:count] for part, count in jax.device_get(nll)])
         nll[:1] = nll[:1] if known else np.nan
         return nll
 
@@ -260,7 +282,7 @@ class Session:
             self.assembly.assemble(self.layouts, before=self.blocks - 1)
             self._read_behind(self.tree.tokens(stop - block, stop))
             self.assembly.assemble(self.layouts)
-            self._new_tail(self.tail.heads, self.tail.gate, self.tail.last)
+            self._clear_tail(Routing(self.tail.heads, self.tail.gate))
         if len(self.ingestion.waiting):
             self._read_behind(self.ingestion.waiting)
 
@@ -270,18 +292,22 @@ class Session:
             self.cache.put(blocks)
             recent = np.concatenate([self.query, blocks.states], axis=1)
             self.query = recent[:, -self.model.lens.query :]
-        while self.blocks < self.tree.blocks:
-            self.blocks += 1
-            self._fresh += 1
-            at = np.int32(self.blocks), np.int32(self.refocuses)
-            self.layouts = focusing.append(self.focus, self.layouts, *at)
+        fresh, self.blocks = self.tree.blocks - self.blocks, self.tree.blocks
+        if fresh:
+            self._fresh += fresh
+            at = np.int32(self.blocks), np.int32(fresh), np.int32(self.refocuses)
+            self.layouts = jax.device_get(focusing.append(self.focus, self.layouts, *at))
         if self._fresh >= self.config.every:
             self.refocus()
             if self.refocuses % self.config.commit_every == 0:
                 self.tree.commit()
 
     def _read_behind(self, tokens):
-        """Reads tokens into the tail, in calls of two fixed sizes: NLL of each."""
+        """Reads tokens into the tail, in calls of two fixed sizes.
+
+        Returns:
+          A call's NLL, still on the device, and how many of it are real; one pair a call.
+        """
         out = []
         for at in range(0, len(tokens), self._interval):
             piece = tokens[at : at + self._interval]
@@ -296,16 +322,13 @@ class Session:
                 np.int32(len(piece)),
                 self._prefix_bias,
             )
-            out.append(np.asarray(nll)[: len(piece)])
-        self._has_read = True
-        return np.concatenate(out)
+            out.append((nll, len(piece)))
+        self._has_read |= len(tokens) > 0
+        return out
 
-    def _new_tail(self, heads, gate, last):
-        """An empty tail: what is re-read, what comes before the next refocus, and padding."""
-        c = self.config
-        length = (c.reread if c.tail == "reread" else 0) + 2 * self._interval + self.model.gist.block
-        rows = reading.empty_rows(self.model, c.top, length)
-        self.tail = Tail(rows, jnp.int32(0), last, jnp.asarray(heads), jnp.asarray(gate))
+    def _clear_tail(self, routing: Routing):
+        """Forgets the tail's rows; what was read last still predicts the next token."""
+        self.tail = self.tail._replace(length=np.int32(0), heads=routing.heads, gate=routing.gate)
 
 
 def open_tree(opened: Opened, uri: str | Path) -> Tree:

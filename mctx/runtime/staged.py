@@ -32,22 +32,28 @@ class Staging:
             validate(self.focus, session.blocks)
             self.layout = focusing.start(self.focus, 1, np.int32(session.blocks))
         else:
-            for block in range(self.blocks + 1, session.blocks + 1):
-                at = np.int32(block), np.int32(self.refreshes)
-                self.layout = focusing.append(self.focus, self.layout, *at)
+            fresh = np.int32(session.blocks - self.blocks)
+            at = np.int32(session.blocks), fresh, np.int32(self.refreshes)
+            self.layout = focusing.append(self.focus, self.layout, *at)
         self.blocks = session.blocks
         whole = np.array([session.model.lens.heads])  # the adapter after the heads' own
         for _ in range(self.focus.levels):
             scores = session.lens(self.focus, self.layout, whole)
             at = np.int32(self.blocks), np.int32(self.refreshes)
-            self.layout, _ = focusing.edit(self.focus, self.layout, scores, *at)
-        self.layout = jax.device_get(self.layout)
+            self.layout, _ = jax.device_get(
+                focusing.edit(self.focus, self.layout, scores, *at)
+            )
         self.refreshes += 1
 
-    def inform(self, session, scores: focusing.Scores) -> focusing.Scores:
-        """The heads' scores, raised by what each finds among the staged nodes."""
+    def look(self, session) -> jax.Array:
+        """What each head finds among the staged nodes: [H, m]."""
         heads = session.config.heads
         wide = jax.tree.map(lambda x: np.repeat(x, heads, axis=0), self.layout)
-        found = session.lens(self.focus, wide, np.arange(heads)).own  # [H, m]
+        return session.lens(self.focus, wide, np.arange(heads)).own
+
+    def inform(
+        self, session, scores: focusing.Scores, found: jax.Array
+    ) -> focusing.Scores:
+        """The heads' scores, raised by what each finds among the staged nodes."""
         one = jax.tree.map(lambda x: x[0], self.layout)
         return focusing.with_staging(session.focus, session.layouts, scores, one, found)

@@ -17,6 +17,9 @@ from mctx.training import shown as layouts
 from mctx.training.loop import Phase
 from mctx.training.sources import Sources, wrapped_from
 
+NEAR = 512  # tokens of history in the evaluation
+EVAL_BATCH = 16  # segments scored at once
+
 
 def phase(config, sources: Sources) -> Phase:
     """See `mctx.training.loop.Phase`; `config` as in experiments/configs/pico_gist.py."""
@@ -68,7 +71,7 @@ def phase(config, sources: Sources) -> Phase:
         batch=batch,
         batch_size=config.batch_size,
         frozen=frozen,
-        config={**trained, **model.to_dict()},
+        config={**trained, "gist": model.gist.to_dict(), "window": model.window},
         evaluate=evaluate,
     )
 
@@ -124,30 +127,30 @@ def reconstruction(model, params, bank, history, key, blocks: int) -> jax.Array:
 
 
 def recovered_by_level(model, shape: BankShape, params: dict, tokens: np.ndarray) -> dict:
-    """How much of full attention over 512 tokens their gists alone recover, level by level.
+    """How much of full attention over the last tokens their gists alone recover, level by level.
 
-    The last 512 tokens of the history are all there is; `none` shows nothing of them, `full` all
+    The last `NEAR` tokens of the history are all there is; `none` shows nothing of them, `full` all
     (design: recovered). Ratio of means over the segments.
     """
     length = shape.blocks * model.gist.block
     history, tail = tokens[:, :length], tokens[:, length:]
-    near = shape.node_block * model.gist.block >= length - 512
+    near = shape.node_block * model.gist.block >= length - NEAR
     choices = {"none": np.zeros_like(near), "full": near & (shape.node_level == 0)}
     for level in range(1, model.gist.levels + 1):
-        if model.gist.span(level) <= 512:
+        if model.gist.span(level) <= NEAR:
             choices[f"lod{level}"] = near & (shape.node_level == level)
 
     @jax.jit
     def score(params, history, tail, chosen):
         bank = make_bank(model, params, history)
-        context, start = context_of(shape, bank, jnp.broadcast_to(chosen, (len(history), len(chosen))))
+        shown = jnp.broadcast_to(chosen, (len(history), len(chosen)))
+        context, start = context_of(shape, bank, shown)
         return tail_nll(model, params, tail, context, start)
 
     def mean(chosen):
-        pieces = range(0, len(history), 16)
-        return float(
-            np.mean([score(params, history[i : i + 16], tail[i : i + 16], chosen).mean() for i in pieces])
-        )
+        pieces = [slice(i, i + EVAL_BATCH) for i in range(0, len(history), EVAL_BATCH)]
+        each = [score(params, history[i], tail[i], chosen) for i in pieces]
+        return float(np.concatenate(each).mean())
 
     nll = {name: mean(chosen) for name, chosen in choices.items()}
     gain = nll["none"] - nll["full"]

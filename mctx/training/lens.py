@@ -85,7 +85,7 @@ def phase(config, sources: Sources) -> Phase:
         batch=examples,
         batch_size=config.batch_size,
         frozen=frozen,
-        config={**trained, **model.to_dict()},
+        config={**trained, "lens": model.lens.to_dict()},
         evaluate=evaluate,
     )
 

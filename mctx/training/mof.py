@@ -74,7 +74,7 @@ def phase(config, sources: Sources) -> Phase:
         batch=batch,
         batch_size=config.batch_size,
         frozen=frozen,
-        config={**trained, **model.to_dict(), "mof": {"top": config.top}},
+        config={**trained, "mof": {"top": config.top}},
         evaluate=evaluate,
     )
 

@@ -18,12 +18,13 @@ from tests.tiny import BASE, GIST, MODEL, params, tokens
 B, TAIL = 2, 7
 P = len(BASE.prefix)
 SHAPE = BankShape(GIST, 8)  # two ingest windows
+HISTORY = tokens(B, 32)
 FOCUS = focus_for(GIST, sink=1, recent=1, budget=20, capacity=16, max_edits=16)
 
 
 @pytest.fixture(scope="module")
 def bank():
-    return jax.jit(lambda t: make_bank(MODEL, params(), t))(tokens(B, 32))
+    return jax.jit(lambda t: make_bank(MODEL, params(), t))(HISTORY)
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +47,17 @@ def shown(layouts):
     return shown
 
 
-def test_all_lod0_of_one_window_is_the_base_itself(nll):
-    shape = BankShape(GIST, MODEL.window // GIST.block)
-    text = tokens(B, MODEL.window + TAIL + 1, seed=1)
-    one = jax.jit(lambda t: make_bank(MODEL, params(), t))(text[:, : MODEL.window])
-    everything = jnp.broadcast_to(shape.node_level == 0, (B, len(shape.node_level)))
-    context, start = context_of(shape, one, everything)
-    got = nll(text[:, MODEL.window :], context, start)
+@pytest.mark.parametrize("window", [0, 1])
+def test_all_lod0_of_one_window_is_the_base_itself(bank, nll, window):
+    """Law 2; and a window's rows know nothing of the windows beside it."""
+    tail = tokens(B, TAIL + 1, seed=1)
+    in_window = SHAPE.node_block * GIST.block // MODEL.window == window
+    everything = jnp.broadcast_to((SHAPE.node_level == 0) & in_window, (B, len(in_window)))
+    got = nll(tail, *context_of(SHAPE, bank, everything))
 
     prefix = jnp.broadcast_to(jnp.asarray(BASE.prefix, jnp.int32), (B, P))
-    whole = jnp.concatenate([prefix, text], axis=1)
+    history = HISTORY[:, window * MODEL.window :][:, : MODEL.window]
+    whole = jnp.concatenate([prefix, history, tail], axis=1)
     positions = jnp.broadcast_to(jnp.arange(whole.shape[1]), whole.shape)
     hidden = jax.jit(lambda t, p: read(MODEL, params(), t, p).hidden)(whole, positions)
     own = token_nll(params()["base"], hidden[:, :-1], whole[:, 1:])[:, -TAIL:]

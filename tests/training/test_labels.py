@@ -91,17 +91,12 @@ def test_weights_choose_the_tokens_that_count(history, label):
 
 
 def test_a_history_is_labelled_in_sets(history, label):
-    """Each block's label is that of the set it was dealt into; one set is all candidates."""
+    """Each block's label is that of the set it was dealt into."""
     rows, prefix = history
 
     def run(sets, key):
         return label_history(MODEL, params(), rows, prefix, CONTINUATION, RECENT, sets, key)
 
-    one = jax.jit(run, static_argnums=0)(1, jax.random.key(0))
-    everything = jnp.broadcast_to(jnp.arange(BLOCKS - RECENT), (B, BLOCKS - RECENT))
-    np.testing.assert_allclose(
-        one, label(rows, prefix, everything, CONTINUATION, EVEN), atol=1e-5
-    )
     several = jax.jit(run, static_argnums=0)(3, jax.random.key(0))
     assert several.shape == (B, BLOCKS - RECENT)
     # Every pair that could be block 0's set is tried: one gives its label in each row.

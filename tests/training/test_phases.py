@@ -1,5 +1,6 @@
 """Every phase on a random corpus: a step trains its item, nothing else, and can be repeated."""
 
+import dataclasses
 import functools
 import importlib
 from pathlib import Path
@@ -19,15 +20,17 @@ from mctx.training.step import State, make_optimizer, make_step
 from tests import tiny
 
 CONFIGS = Path(__file__).parents[2] / "experiments/configs"
+GIST = dataclasses.replace(tiny.GIST, fanouts=(4, 2), trained=2)
+MODEL = dataclasses.replace(tiny.MODEL, gist=GIST)
 FOCUS = {"sink": 1, "recent": 1, "budget": 24, "capacity": 16, "max_edits": 16}
 SMALL = {  # what the shipped configs are shrunk to; all else is as shipped
     "base": {"base": tiny.BASE.to_dict() | {"window": 16}, "eval_batch": 2},
     "gist": {
-        "gist": tiny.GIST.to_dict(),
+        "gist": GIST.to_dict(),
         "history": 32,
         "tail": 8,
         "blocks": 2,
-        "mixture": {"recent": (0, 1)},
+        "mixture": {"levels": (0.5, 0.5), "recent": (0, 1)},
         "focus": FOCUS,
     },
     "lens": {
@@ -46,6 +49,15 @@ SMALL = {  # what the shipped configs are shrunk to; all else is as shipped
 SETTINGS = TrainSettings(steps=4, learning_rate=1e-2, seed=7)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiles():
+    """Compiling is all that these tests cost."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def corpus(seed):
     rng = np.random.default_rng(seed)
     tokens = rng.integers(1, tiny.BASE.vocab_size, 2000).astype(np.uint16)
@@ -53,11 +65,11 @@ def corpus(seed):
 
 
 def load(items):
-    config = {"base": tiny.BASE.to_dict(), "gist": tiny.GIST.to_dict()}
-    config |= {"lens": tiny.LENS.to_dict(), "window": tiny.MODEL.window}
+    config = {"base": tiny.BASE.to_dict(), "gist": GIST.to_dict()}
+    config |= {"lens": tiny.LENS.to_dict(), "window": MODEL.window}
     have = {"base": ("base",), "gistnet": ("gist", "window"), "lensnet": ("lens",)}
     names = [name for item in items for name in have[item]]
-    return {item: tiny.params()[item] for item in items}, {name: config[name] for name in names}
+    return {item: tiny.drawn(MODEL, item) for item in items}, {name: config[name] for name in names}
 
 
 SOURCES = Sources(
@@ -116,7 +128,7 @@ def test_it_is_judged_on_held_out_text(name):
 
 
 def test_a_head_wants_the_best_that_no_head_before_it_shows():
-    shape = BankShape(tiny.GIST, 6)
+    shape = BankShape(GIST, 6)
     labels = jnp.array([[5.0, 1.0, -2.0, 3.0]])  # two recent blocks follow
     first = jnp.array([9.0, 0.0, 0.0, 8.0])  # the first head shows blocks 0 and 3
     scores = jnp.stack([first, first, first])[None]  # two heads and the staging context

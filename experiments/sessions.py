@@ -1,0 +1,28 @@
+"""What the commands that run a session share: opening by item, and room for what is to come."""
+
+from pathlib import Path
+
+import numpy as np
+
+from mctx import checkpoint
+from mctx.focus.layout import FocusConfig, coarsest, minimum_budget, validate
+from mctx.models.wrapped import Wrapped
+from mctx.opened import Opened, fingerprint
+
+
+def open_for_ids(directory: str | Path, items: tuple[str, ...]) -> Opened:
+    """As `open_checkpoint`, for token ids only: without a tokenizer, which an import may lack."""
+    params, config = checkpoint.load_items(directory, items)
+    return Opened(Wrapped.from_dict(config), params, None, fingerprint(params), config)
+
+
+def ensure_room(focus: FocusConfig, first: int, last: int) -> None:
+    """Refuses a budget or capacity that some history of `first` to `last` blocks outgrows.
+
+    What sinks, recent blocks and the coarsest cover cost does not only grow with the history, so
+    every length is looked at. UserError says what to change (`mctx.focus.layout.validate`).
+    """
+    lengths = np.arange(first, last + 1)
+    rows = np.asarray(coarsest(focus, lengths)[2]).sum(axis=0)
+    for cost in (minimum_budget(focus, lengths), rows):
+        validate(focus, int(lengths[np.argmax(cost)]))

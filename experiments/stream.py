@@ -1,0 +1,188 @@
+"""Streams text into a MegaContext tree and shows, as it reads, what the model looks at.
+
+    python -m experiments.stream --checkpoint=DIR --tree=URI [--input=FILE|-] [--budget=W]
+        [--generate=N] [--prompt=TEXT] [--temperature=T] [--workdir=DIR]
+
+URI is a path, file://, gs://, s3:// or memory://name; a tree that is there is continued, else one
+is made. `-` reads standard input as it comes. In a terminal, a live panel shows which part of the
+history stands in the working context at which level of detail; elsewhere a line is printed every
+few hundred tokens. With --generate, the history (and the prompt) is continued. With --workdir,
+every refocus goes to metrics.jsonl, TensorBoard and layouts.jsonl there (see experiments.report).
+
+A tree holds whole blocks: the last few tokens, short of a block, are read but not stored.
+"""
+
+import argparse
+import codecs
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from rich.console import Console
+
+from experiments import entry
+from experiments.display import Clock, Display, Moment, layout_record
+from experiments.report import LAYOUTS_FILE
+from experiments.sessions import ensure_room
+from mctx.errors import UserError
+from mctx.opened import open_checkpoint
+from mctx.runtime import Session, SessionConfig
+from mctx.telemetry import Telemetry
+
+AT_ONCE = 256  # tokens between two lines, or two updates of the panel's NLL
+BYTES = 2**14  # read at once
+LONGEST = 4096  # characters without a line's end that are waited for
+
+
+def pieces(source: BinaryIO, name: str) -> Iterator[str]:
+    """Text as it comes, cut behind lines. UserError where it is not UTF-8."""
+    decoder, waiting = codecs.getincrementaldecoder("utf-8")(), ""
+    try:
+        while data := source.read1(BYTES):
+            waiting += decoder.decode(data)
+            cut = waiting.rfind("\n") + 1 or (len(waiting) > LONGEST) * len(waiting)
+            if cut:
+                yield waiting[:cut]
+            waiting = waiting[cut:]
+        waiting += decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8 ({error.reason}): convert it to UTF-8.") from error
+    if waiting:
+        yield waiting
+
+
+class Monitor:
+    """Keeps the last refocus for the display; writes them all to the workdir, if there is one."""
+
+    def __init__(self, display: Display, workdir: Path | None):
+        self._display, self._clock, self._files = display, Clock(), ExitStack()
+        self._telemetry = self._layouts = None
+        if workdir:
+            self._telemetry = Telemetry(workdir)
+            self._files.callback(self._telemetry.close)
+            self._layouts = self._files.enter_context((workdir / LAYOUTS_FILE).open("a"))
+
+    def refocused(self, session: Session, report: dict) -> None:
+        """For `Session(on_refocus=…)`."""
+        self._report = report
+        if self._telemetry:
+            self._telemetry.scalars(session.blocks * session.model.gist.block, report)
+            self._layouts.write(json.dumps(layout_record(session)) + "\n")
+
+    def read(self, session: Session, nll: np.ndarray) -> None:
+        """After tokens were read."""
+        known = nll[np.isfinite(nll)]
+        mean, rate = float(known.mean()) if len(known) else np.nan, self._clock.rate(len(nll))
+        if self._telemetry:
+            step = session.blocks * session.model.gist.block
+            self._telemetry.scalars(step, {"stream/nll": mean, "stream/tokens_per_second": rate})
+        self._display.show(
+            Moment(
+                length(session),
+                int(self._report["refocus/entries"]),
+                self._report.get("refocus/swap_rate", np.nan),
+                mean,
+                rate,
+                layout_record(session),
+            )
+        )
+
+    def close(self) -> None:
+        self._files.close()
+
+
+def length(session: Session) -> int:
+    """Tokens of the history, those that wait for their block included."""
+    return session.tree.length + len(session.ingestion.waiting)
+
+
+def feed(session: Session, monitor: Monitor, text: Iterator[str]) -> int:
+    """Reads text as it comes, committing after every piece of it; returns tokens read."""
+    total, block = 0, session.model.gist.block
+    for piece in text:
+        ids = session.opened.tokenizer.encode(piece)
+        ensure_room(session.focus, session.blocks, session.blocks + len(ids) // block + 1)
+        for at in range(0, len(ids), AT_ONCE):
+            monitor.read(session, session.read_tokens(ids[at : at + AT_ONCE]))
+        session.tree.commit()
+        total += len(ids)
+    return total
+
+
+def generate(session: Session, prompt: str, tokens: int, **how) -> None:
+    """Writes the prompt and its continuation to standard output, as it is drawn."""
+    block = session.model.gist.block
+    asked = tokens + len(session.opened.tokenizer.encode(prompt))
+    ensure_room(session.focus, session.blocks, session.blocks + asked // block + 1)
+    sys.stdout.write(prompt)
+    before, began = length(session), time.perf_counter()
+    for text in session.stream(prompt, tokens, **how):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    read, seconds = length(session) - before, time.perf_counter() - began
+    print(f"\n[prompt and continuation: {read:,} tokens, {read / seconds:,.1f} tokens/s]")
+
+
+def open_input(source: str) -> BinaryIO:
+    if source == "-":
+        return sys.stdin.buffer
+    if not Path(source).is_file():
+        raise UserError(f"there is no file {source}: give UTF-8 text, or - for standard input.")
+    return Path(source).open("rb")
+
+
+def flags() -> argparse.ArgumentParser:
+    parser = entry.Parser(
+        prog="python -m experiments.stream",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint or workdir")
+    parser.add_argument("--tree", required=True, help="where the history lies or will lie")
+    parser.add_argument("--input", help="a text to read, or - for standard input")
+    parser.add_argument("--budget", type=int, default=512, help="entries (default: 512)")
+    parser.add_argument("--recent", type=int, default=4, help="blocks always shown (default: 4)")
+    parser.add_argument("--every", type=int, default=1, help="blocks a refocus (default: 1)")
+    parser.add_argument("--generate", type=int, default=0, metavar="N", help="tokens to generate")
+    parser.add_argument("--prompt", default="", help="text to continue")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--top_k", type=int, default=0, help="0 cuts nothing (default)")
+    parser.add_argument("--top_p", type=float, default=1.0, help="1 cuts nothing (default)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workdir", type=Path, help="where metrics and layouts go")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = flags().parse_args(arguments)
+    if not (args.input or args.generate):
+        raise UserError("there is nothing to do: give --input to read, or --generate, or both.")
+    source = open_input(args.input) if args.input else None
+    opened = open_checkpoint(args.checkpoint, ("base", "gistnet", "lensnet"))
+    config = SessionConfig(budget=args.budget, recent=args.recent, every=args.every)
+    display = Display(Console(), f"MegaContext · {args.tree}", args.budget)
+    monitor = Monitor(display, args.workdir)
+    try:
+        session = Session(opened, args.tree, config, on_refocus=monitor.refocused)
+        if source:
+            with display:
+                read = feed(session, monitor, pieces(source, args.input))
+            if not read:
+                raise UserError(f"{args.input} is empty: give text to read.")
+            print(f"{args.tree} holds {session.tree.length:,} tokens.")
+        if args.generate:
+            how = dict(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
+            generate(session, args.prompt, args.generate, seed=args.seed, **how)
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted: the tree holds what was committed; run again to go on.")
+    finally:
+        monitor.close()
+
+
+if __name__ == "__main__":
+    entry.run(main)

@@ -1,0 +1,44 @@
+"""NLL of the plain base by position in its trained window: what context is worth to it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.suites import Suite
+from experiments.suites.rows import in_batches, nll_row
+from mctx.models.base import token_nll
+from mctx.models.wrapped import Wrapped, read
+
+BORDERS = (0, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+
+
+def length(model: Wrapped) -> int:
+    return model.base.window - len(model.base.prefix)
+
+
+def buckets(size: int) -> list[tuple[int, int]]:
+    """Ranges of positions up to `size`, their borders from `BORDERS`."""
+    edges = [*(b for b in BORDERS if b < size), size]
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+def measure(model: Wrapped, params: dict, tokens: np.ndarray, seed: int) -> dict[str, list[dict]]:
+    """Segments [n, T] behind the prefix; the first token, which the prefix predicts, counts too."""
+    prefix = jnp.asarray(model.base.prefix, jnp.int32)
+
+    @jax.jit
+    def score(params, tokens):
+        entries = jnp.concatenate(
+            [jnp.broadcast_to(prefix, (len(tokens), len(prefix))), tokens[:, :-1]], axis=1
+        )
+        positions = jnp.broadcast_to(jnp.arange(entries.shape[1]), entries.shape)
+        hidden = read(model, params, entries, positions).hidden[:, len(prefix) - 1 :]
+        return token_nll(params["base"], hidden, tokens)
+
+    nll = in_batches(lambda piece: score(params, piece), tokens)  # [n, T]
+    found = buckets(tokens.shape[1])
+    rows = [nll_row(f"position {a:,}–{b:,}", nll[:, a:b].mean(axis=1), seed) for a, b in found]
+    return {"base": [*rows, nll_row("all positions", nll.mean(axis=1), seed)]}
+
+
+SUITE = Suite(("base",), length, measure)

@@ -1,0 +1,84 @@
+"""Text for a measurement: streams of tokens, and segments cut out of them."""
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from data import text
+from data.sampling import Corpus
+from data.text import Document
+from mctx.errors import UserError
+from mctx.tokenizer import Tokenizer
+
+Streams = dict[str, np.ndarray]  # name of a package, folder or file -> its tokens
+
+
+def corpus_streams(directory: Path, vocab_size: int) -> Streams:
+    """The packages of a corpus; of its part `valid` where the directory has one."""
+    part = directory / "valid"
+    corpus = Corpus.load(part if part.is_dir() else directory)
+    names = [package["name"] for package in corpus.manifest["packages"]]
+    used = np.unique(corpus.documents[:, 2])
+    largest = int(corpus.tokens.max(initial=0))
+    if largest >= vocab_size:
+        raise UserError(
+            f"{directory} has the token {largest}, but the vocabulary ends at {vocab_size - 1}: "
+            "give the corpus made with this checkpoint's tokenizer."
+        )
+    return {
+        names[package]: corpus.tokens[start:stop]
+        for package, (start, stop) in zip(used, corpus.packages, strict=True)
+    }
+
+
+def source_streams(sources: Sequence[str], tokenizer: Tokenizer) -> Streams:
+    """The documents of files, folders or `package:NAME` (see `data.text.load`)."""
+    found: Streams = {}
+    for source in sources:
+        found |= document_streams(text.load(source), tokenizer, source)
+    return found
+
+
+def held_out_streams(checkpoint: Path, tokens: int, tokenizer: Tokenizer) -> Streams:
+    """About `tokens` tokens of this interpreter's packages that the checkpoint never saw."""
+    return document_streams(text.held_out_packages(checkpoint, tokens, tokenizer), tokenizer)
+
+
+def document_streams(
+    documents: Iterable[Document], tokenizer: Tokenizer, unnamed: str = ""
+) -> Streams:
+    """Documents of a package behind each other, each with its end, as corpora have them."""
+    end = np.array([tokenizer.eot_id], np.int32)
+    streams = {}
+    for package, members in groupby(documents, key=lambda document: document.package):
+        encoded = tokenizer.encode_batch([document.text for document in members])
+        joined = np.concatenate([part for ids in encoded for part in (ids, end)])
+        streams[f"{unnamed} {package}".strip()] = joined
+    return streams
+
+
+def cut(streams: Streams, length: int, count: int, seed: int) -> tuple[np.ndarray, list[str]]:
+    """At most `count` segments that do not overlap, each within one stream, drawn at random.
+
+    Returns:
+      int32 [n, length], and the names of the streams that they came from.
+
+    Raises:
+      UserError: there are fewer than two.
+    """
+    places = [
+        (name, start)
+        for name, tokens in streams.items()
+        for start in range(0, len(tokens) - length + 1, length)
+    ]
+    if len(places) < 2:
+        raise UserError(
+            f"the text has {len(places)} stretches of {length} tokens, but an interval needs two: "
+            "give more text."
+        )
+    order = np.random.default_rng(seed).permutation(len(places))[:count]
+    chosen = [places[i] for i in np.sort(order)]
+    tokens = np.stack([streams[name][start : start + length] for name, start in chosen])
+    return tokens.astype(np.int32), sorted({name for name, _ in chosen})

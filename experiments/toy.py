@@ -1,0 +1,65 @@
+"""Every phase from nothing, at toy size, on two cores: the machinery, and nothing else.
+
+A base trained for minutes gains nothing from context, so nothing about focus can be shown with
+it; what can be shown is that each phase runs, saves, is found by the next, and ships.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+from importlib import import_module
+from pathlib import Path
+
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from data import corpus
+from data.heldout import TEST
+from experiments import ship, train
+
+PHASES = ("base", "gist", "lens", "mof")
+VALIDATION = ("asyncio", "email", "json", "multiprocessing", "unittest")  # of the standard library
+
+
+def config(phase: str, folder: Path) -> ConfigDict:
+    """The pico config of a phase, small enough for two cores."""
+    small = import_module(f"experiments.configs.pico_{phase}").get_config()
+    small.update(dtype="float32", batch_size=4, eval_segments=8, corpus=str(folder))
+    small.train.update(steps=30, warmup=5, log_every=5, save_every=0, eval_every=0)
+    sections = {
+        "base": dict(vocab_size=1024, d_model=64, n_layers=2, d_ff=128, head_dim=32, n_heads=2)
+        | dict(n_kv_heads=1, window=1024),
+        "gist": dict(width=64, d_model=64, d_ff=128, n_layers=1, fanouts=(32, 4, 4)),
+        "lens": dict(d_model=32, d_ff=64, n_layers=1),
+    }
+    if phase in sections:
+        small[phase].update(sections[phase])
+    if phase == "base":
+        small.train.steps = 150
+        small.batch_size = 8
+    if phase in ("gist", "mof"):
+        small.history = 1024
+    if phase == "lens":
+        small.update(near=1024, far=512, groups=1, reach=8192)
+    return ConfigDict({**train.DEFAULTS, **small})
+
+
+def make(workdir: Path, console: Console) -> Path:
+    """Corpus, four phases, and the shipped form: returns the checkpoint. Goes on where it was."""
+    checkpoint, folder = workdir / "checkpoint", workdir / "corpus"
+    if (checkpoint / "0").exists():
+        return checkpoint
+    if not (folder / "train" / "manifest.json").exists():
+        corpus.build(
+            folder,
+            place=Path(sysconfig.get_path("stdlib")),
+            held_out=[name for name in TEST if name != "python"],
+            validation=VALIDATION,
+            max_tokens=400_000,
+            vocab_size=1024,
+        )
+    for phase in PHASES:
+        console.print(f"training phase '{phase}' at toy size")
+        train.run(config(phase, folder), workdir / "phases")
+    ship.ship(workdir / "phases", folder, checkpoint, "this machine, toy size")
+    return checkpoint

@@ -1,0 +1,146 @@
+"""eval: segments are what they say, rows follow from per-segment numbers, files are results."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments import eval as evaluation
+from experiments.report import load_result
+from experiments.suites import base, gists, lens, rows
+from experiments.suites.segments import cut, source_streams
+from mctx.errors import UserError
+from mctx.tokenizer import Tokenizer
+from tests import tiny
+from tests.experiments import tiny_checkpoint
+from tests.experiments.test_score import plain_nll
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return tiny_checkpoint.write(tmp_path_factory.mktemp("eval") / "bundle")
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=5), st.integers(1, 20), st.integers(1, 9))
+def test_segments_lie_within_streams_and_apart(sizes, length, count):
+    parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    streams = {str(number): part for number, part in enumerate(parts)}
+    places = sum(size // length for size in sizes)
+    if places < 2:
+        with pytest.raises(UserError, match="more text"):
+            cut(streams, length, count, 0)
+        return
+    found, names = cut(streams, length, count, 0)
+    assert found.shape == (min(count, places), length)
+    assert len(np.unique(found)) == found.size  # no token twice
+    for segment in found:
+        (owner,) = [name for name, tokens in streams.items() if np.isin(segment, tokens).all()]
+        assert owner in names
+        np.testing.assert_array_equal(np.diff(segment), 1)
+
+
+def test_documents_end_with_the_end_of_text(bundle, tmp_path):
+    (tmp_path / "a.txt").write_text("w1 w2")
+    tokenizer = Tokenizer.load(bundle)
+    (stream,) = source_streams([str(tmp_path / "a.txt")], tokenizer).values()
+    np.testing.assert_array_equal(stream, [1, 2, tokenizer.eot_id])
+
+
+@pytest.mark.parametrize("n", [1, 4, 6])
+def test_batches_are_the_whole(n):
+    tokens = np.arange(n * 3).reshape(n, 3)
+    found = rows.in_batches(lambda piece: {"sum": piece.sum(axis=1)}, tokens)
+    np.testing.assert_array_equal(found["sum"], tokens.sum(axis=1))
+
+
+def test_recovered_is_the_ratio_of_means_where_there_is_something_to_recover():
+    none, full = np.array([3.0, 2.0, 3.0]), np.array([1.0, 1.0, 2.0])
+    half = {"half": (none + full) / 2}
+    recent, way, whole = rows.recovered_rows(none, full, half, seed=0)
+    assert (recent["recovered"], way["recovered"], whole["recovered"]) == (0, 0.5, 1)
+    assert way["recovered_low"] == way["recovered_high"] == 0.5
+    assert way["value"] == pytest.approx(2.0) and way["low"] < 2.0 < way["high"]
+    assert "recovered" not in rows.recovered_rows(full, none, half, seed=0)[1]
+
+
+def test_base_nll_by_position_is_the_bases_own(monkeypatch):
+    monkeypatch.setattr(base, "BORDERS", (0, 8, 32))
+    tokens = np.asarray(tiny.tokens(5, base.length(tiny.MODEL)))
+    found = base.measure(tiny.MODEL, {"base": tiny.params()["base"]}, tokens, 0)["base"]
+    names = ["position 0–8", "position 8–32", "position 32–62", "all positions"]
+    assert [row["what"] for row in found] == names
+    expected = np.mean([plain_nll(segment)[31:].mean() for segment in tokens])  # ids 32 to 61
+    assert found[2]["value"] == pytest.approx(expected, abs=1e-4)
+    assert found[2]["n"] == 5 and found[2]["low"] <= expected <= found[2]["high"]
+
+
+def test_gists_tell_every_level_and_full_sees_what_none_does_not():
+    protocol = gists.Protocol(history=16, tail=8)
+    tokens = np.asarray(tiny.tokens(6, gists.length(tiny.MODEL, protocol)))
+    found = gists.measure(tiny.MODEL, tiny.params(), tokens, 0, protocol)["gists"]
+    assert [row["what"] for row in found] == ["recent", "lod1", "lod2", "lod3", "full"]
+    assert [row["entries"] for row in found] == [0, 4, 2, 1, 16]
+    expected = np.mean([plain_nll(segment)[16:].mean() for segment in tokens])
+    assert found[-1]["value"] == pytest.approx(expected, abs=1e-4)  # law 2: one window is the base
+    alone = np.mean([plain_nll(segment[16:]).mean() for segment in tokens])
+    assert found[0]["value"] == pytest.approx(alone, abs=1e-4)
+
+
+def test_lens_rows_agree_where_all_choices_are_the_same():
+    protocol = lens.Protocol(history=16, seen=8, scored=8, blocks=(1, 4))
+    tokens = np.asarray(tiny.tokens(5, lens.length(tiny.MODEL, protocol)))
+    found = lens.measure(tiny.MODEL, tiny.params(), tokens, 0, protocol)
+    assert set(found) == {"lens-1", "lens-4"}
+    value = {row["what"]: row["value"] for row in found["lens-4"]}
+    for name in lens.GUESSES:  # four of four blocks are all, whoever chooses
+        assert value[name] == pytest.approx(value["full"], abs=1e-5)
+    expected = np.mean([plain_nll(segment)[-8:].mean() for segment in tokens])
+    assert value["full"] == pytest.approx(expected, abs=1e-4)
+    one = {row["what"]: row["value"] for row in found["lens-1"]}
+    assert one["recent"] == value["recent"]
+    assert abs(one["recency"] - one["full"]) > 1e-4
+
+
+def test_the_best_blocks_are_marked():
+    worth = np.array([[3.0, 1.0, 2.0], [0.0, -1.0, 5.0]])
+    np.testing.assert_array_equal(
+        lens.best(worth, 2), [[True, False, True], [True, False, True]]
+    )
+
+
+def test_results_are_written_for_what_the_checkpoint_can_do(bundle, tmp_path, capsys):
+    (tmp_path / "in.txt").write_text(tiny_checkpoint.text(400))
+    evaluation.main(
+        [
+            f"--checkpoint={bundle}",
+            f"--input={tmp_path / 'in.txt'}",
+            f"--out={tmp_path / 'eval'}",
+            f"--json={tmp_path / 'all.json'}",
+            "--smoke",
+        ]
+    )
+    printed = capsys.readouterr()
+    assert "gists: left out" in printed.err and "lens: left out" in printed.err
+    assert [path.name for path in (tmp_path / "eval").iterdir()] == ["base.json"]
+    result = load_result(tmp_path / "eval" / "base.json")
+    assert result["name"] == "base" and result["rows"][0]["n"] == evaluation.SMOKE_SEGMENTS
+    everything = load_result(tmp_path / "all.json")
+    assert everything["rows"][0]["what"] == f"base: {result['rows'][0]['what']}"
+
+
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        (["--input=/nowhere"], "no file or folder"),
+        (["--corpus=/nowhere"], "no corpus"),
+        ([], "does not say what it was trained on"),
+        (["--step=7"], "at step 7"),
+        (["--step=new"], "step"),
+        (["--segments=1"], "two segments"),
+        (["--corpus=a", "--input", "b"], "not allowed with"),
+    ],
+)
+def test_bad_arguments_are_refused_in_words(bundle, tmp_path, more, says):
+    with pytest.raises(UserError, match=says):
+        evaluation.main([f"--checkpoint={bundle}", f"--out={tmp_path}", *more])
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,132 @@
+"""stream: text arrives whole however it is cut, the tree grows, and what is shown is told."""
+
+import io
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from experiments import report, stream
+from experiments.display import Clock, Display, Moment, strip
+from experiments.focus_raster import UNWRITTEN
+from mctx.errors import UserError
+from mctx.telemetry import read_scalars
+from mctx.tokenizer import Tokenizer
+from mctx.tree.store import Tree
+from tests.experiments import tiny_checkpoint
+
+LAYOUT = {
+    "position": 16,
+    "level": [0, 1, 2, 0],
+    "index": [0, 1, 1, 3],
+    "shown": [True, True, False, True],
+    "fanouts": (4, 2, 2),
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return tiny_checkpoint.write(tmp_path_factory.mktemp("stream") / "bundle")
+
+
+class Drip(io.BytesIO):
+    """Bytes that arrive a few at a time."""
+
+    def read1(self, size):
+        return self.read(min(size, 3))
+
+
+@given(st.text())
+def test_pieces_are_the_text_and_end_at_lines(text):
+    found = list(stream.pieces(Drip(text.encode()), "x"))
+    assert "".join(found) == text
+    assert all(piece.endswith("\n") for piece in found[:-1])
+
+
+def test_a_long_line_is_not_waited_for():
+    found = list(stream.pieces(Drip(b"x" * 9000), "x"))
+    assert "".join(found) == "x" * 9000 and max(map(len, found)) < stream.LONGEST + 4
+
+
+@pytest.mark.parametrize("content", [b"caf\xe9 au lait", b"caf\xc3"])
+def test_other_encodings_are_refused(content):
+    with pytest.raises(UserError, match="not UTF-8"):
+        list(stream.pieces(Drip(content), "x"))
+
+
+def test_a_tree_is_made_continued_and_told_about(bundle, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(stream, "AT_ONCE", 32)
+    tree, workdir = str(tmp_path / "tree"), tmp_path / "run"
+    text = tiny_checkpoint.text(44)
+    (tmp_path / "in.txt").write_text(text)
+    common = [f"--checkpoint={bundle}", f"--tree={tree}", "--budget=48", f"--workdir={workdir}"]
+    stream.main([*common, f"--input={tmp_path / 'in.txt'}"])
+    ids = Tokenizer.load(bundle).encode(text)
+    np.testing.assert_array_equal(Tree.open(tree).tokens(0, 44), ids)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[:2]] == ["tokens 32", "tokens 44"]
+    assert lines[-1] == f"{tree} holds 44 tokens."
+
+    rows = {row["step"]: row for row in read_scalars(workdir)}
+    assert set(rows) == set(range(0, 45, 4))  # a refocus a block, and the empty tree's
+    assert all(row["refocus/entries"] <= 48 for row in rows.values())
+    assert rows[44]["stream/nll"] > 0
+    layouts = (workdir / report.LAYOUTS_FILE).read_text().splitlines()
+    assert [json.loads(line)["position"] for line in layouts] == sorted(rows)
+
+    stream.main([*common, "--generate=5", "--prompt=w3 w4"])
+    assert capsys.readouterr().out.startswith("w3 w4")
+    assert Tree.open(tree).length in (44, 48)  # the model may end the text at once
+
+
+def test_standard_input_is_read_as_it_comes(bundle, tmp_path, monkeypatch, capsys):
+    source = Drip(tiny_checkpoint.text(64).encode())
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=source))
+    stream.main([f"--checkpoint={bundle}", f"--tree={tmp_path}/tree", "--input=-", "--budget=48"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 9 and lines[-1].endswith("holds 64 tokens.")
+
+
+@pytest.mark.parametrize(
+    "content, more, says",
+    [
+        (b"", [], "is empty"),
+                (tiny_checkpoint.text(64).encode(), ["--budget=16"], "raise the budget"),
+        (b"w1", ["--every=0"], "every"),
+    ],
+)
+def test_bad_input_is_refused_in_words(bundle, tmp_path, content, more, says):
+    (tmp_path / "in.txt").write_bytes(content)
+    common = [f"--checkpoint={bundle}", f"--tree={tmp_path}/tree"]
+    with pytest.raises(UserError, match=says):
+        stream.main([*common, f"--input={tmp_path}/in.txt", *more])
+
+
+def test_nothing_to_do_and_nothing_to_continue_are_refused(bundle, tmp_path):
+    common = [f"--checkpoint={bundle}", f"--tree={tmp_path}/tree"]
+    with pytest.raises(UserError, match="nothing to do"):
+        stream.main(common)
+    with pytest.raises(UserError, match="nothing to continue"):
+        stream.main([*common, "--generate=3"])
+
+
+def test_the_strip_is_the_layout_and_a_terminal_sees_it():
+    np.testing.assert_array_equal(strip(LAYOUT, 4), [0, 1, 4, 0])
+    assert (strip(LAYOUT | {"position": 0}, 4) == UNWRITTEN).all()
+    console = Console(file=io.StringIO(), force_terminal=True, width=60)
+    with Display(console, "history", budget=20) as display:
+        display.show(Moment(16, 9, float("nan"), 1.25, 300.0, LAYOUT))
+    shown = console.file.getvalue()
+    assert "history" in shown and "9/20" in shown and "1.250" in shown and "LOD1" in shown
+    assert "nan" not in shown
+
+
+def test_the_clock_tells_the_rate_of_the_last_reads(monkeypatch):
+    now = iter([0.0, 1.0, 2.0, 3.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    clock = Clock(reads=2)
+    assert [clock.rate(n) for n in (10, 20, 60)] == [10.0, 15.0, 40.0]

@@ -1,0 +1,71 @@
+"""Ingest: in whatever pieces a text comes, the tree and the rows are the same (law 8)."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mctx.models.wrapped import read_windows
+from mctx.tree.ingest import Ingest, tree_spec
+from mctx.tree.store import Tree
+from tests.runtime.small import BLOCK, MODEL, WINDOW, opened, place, reader, text
+
+TEXT = text(7 * WINDOW + 9)
+
+
+def ingest(pieces, stride):
+    tree = Tree.create(place(), tree_spec(MODEL, opened().fingerprint))
+    ingestion = Ingest(reader(), tree, stride)
+    return tree, ingestion, [blocks for piece in pieces for blocks in ingestion.feed(piece)]
+
+
+def joined(made):
+    k, v = (np.concatenate([getattr(b, x) for b in made]) for x in "kv")
+    return k, v, np.concatenate([b.states for b in made], axis=1)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    tree, _, made = ingest([TEXT], 1)
+    return tree, joined(made)
+
+
+def test_rows_are_those_of_windows_read_on_their_own(whole):
+    complete = len(TEXT) // WINDOW * WINDOW
+    rows, states = read_windows(MODEL, opened().params, TEXT[None, :complete])
+    for got, want in zip(whole[1][:2], rows, strict=True):  # [n, L, K_1, K, H], [L, 1, T, K, H]
+        layers = want.shape[0]
+        want = np.asarray(want)[:, 0].reshape(layers, -1, BLOCK, *want.shape[3:])
+        np.testing.assert_allclose(got[: complete // BLOCK], want.swapaxes(0, 1), atol=1e-5)
+    np.testing.assert_allclose(whole[1][2][:, :complete], states[:, 0], atol=1e-5)
+
+
+def test_every_complete_node_is_in_the_tree_and_the_rest_waits(whole):
+    tree, _ = whole
+    assert tree.blocks == len(TEXT) // BLOCK
+    for level in range(1, 5):
+        assert tree.count(level) == tree.length // MODEL.gist.span(level)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, len(TEXT)), max_size=12), st.sampled_from([1, 3]))
+def test_any_pieces_make_the_same_tree(whole, cuts, stride):
+    tree, ingestion, made = ingest(np.split(TEXT, sorted(cuts)), stride)
+    np.testing.assert_array_equal(ingestion.waiting, TEXT[tree.length :])
+    np.testing.assert_array_equal(tree.tokens(0, tree.length), TEXT[: tree.length])
+    for got, want in zip(joined(made), whole[1], strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+    for level in range(1, 5):
+        every = np.arange(tree.count(level))
+        # Stored as bfloat16: what is equal to 1e-5 may round to neighbours.
+        np.testing.assert_allclose(
+            tree.gather(level, every), whole[0].gather(level, every), rtol=2**-7, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("stop", [WINDOW, WINDOW + BLOCK, 3 * WINDOW - BLOCK])
+def test_a_tree_that_ends_inside_a_window_is_continued(whole, stop):
+    tree, _, before = ingest([TEXT[:stop]], 1)
+    after = list(Ingest(reader(), tree, 3).feed(TEXT[stop:]))
+    for got, want in zip(joined([*before, *after]), whole[1], strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
