@@ -27,7 +27,6 @@ from mctx.training.labels import gated_utility
 from mctx.training.lens import bank_nodes
 from mctx.training.mof import merged_nll, read_views
 from mctx.training.shown import descend
-from mctx.tree.ingest import Reader
 from mctx.tree.store import Tree
 
 METHODS = (
@@ -62,7 +61,7 @@ class Protocol:
     near: int = 1536
     recent: int = 4
     sink: int = 1
-    segments: int = 24
+    segments: int = 16
     seed: int = 0
     show: tuple[bool, ...] = (True, False, False, False)
     candidates: int = 44
@@ -99,12 +98,12 @@ def session_configs(model: Wrapped, protocol: Protocol) -> dict[str, SessionConf
 
 
 def compare_whole(
-    opened: Opened, tree: Tree, protocol: Protocol, starts: Iterable[int]
+    opened: Opened, over: Session, protocol: Protocol, starts: Iterable[int]
 ) -> Iterator[dict[str, float]]:
-    """For each place, mean NLL of its tail behind the whole history, by method."""
-    reader = Reader(opened.model, opened.params)
+    """For each place of a session's history, mean NLL of its tail behind all of it, by method."""
+    tree = over.tree
     sessions = {
-        config: Session(opened, tree, config, reader)
+        config: Session(opened, tree, config, over.reader, over.cache)
         for config in set(session_configs(opened.model, protocol).values())
     }
     for start in map(int, starts):
@@ -191,12 +190,19 @@ def _plain_nll(model, base, tokens):
     return token_nll(base, hidden[:, :-1], tokens[:, 1:])
 
 
-def compare_near(opened: Opened, tree: Tree, protocol: Protocol, start: int) -> dict[str, float]:
-    """Mean NLL of one place's tail behind the near history, by method; all that are defined."""
+def compare_near(
+    opened: Opened, tree: Tree, protocol: Protocol, start: int, whole: dict[str, float]
+) -> dict[str, float]:
+    """Mean NLL of one place's tail behind the near history, by method; all that are defined.
+
+    `whole` are the place's numbers behind the whole history: where no more than the near part of
+    it was read, they are the same.
+    """
     stop = start + protocol.tail + 1
     tokens = tree.tokens(start - protocol.near, stop)
     history, tail = np.split(tokens, [protocol.near])
-    nll = {name: plain(opened, name, history, tail, protocol) for name in PLAIN}
+    nll = {name: whole[name] for name in ("recent", "full")}
+    nll["sinks+recent"] = plain(opened, "sinks+recent", history, tail, protocol)
     key = jax.random.key(start)
     focused = _near_nll(opened.model, protocol, opened.params, tokens[None], key)
     return nll | {name: float(value) for name, value in focused.items()}

@@ -28,6 +28,7 @@ from mctx.telemetry import ProgressBar, Telemetry
 
 SHIPPED = Path(__file__).parent.parent / "data" / "checkpoints" / "pico"
 PACKAGES = 4  # that the history is made of, at least
+EVERY = 8  # blocks between two refocuses of the stream
 PIECE = 1024  # tokens streamed between two movements of the bar
 console = Console()
 
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
     parser.add_argument("--tokens", type=int, default=102_400, help="length of the history")
-    parser.add_argument("--segments", type=int, default=24, help="places compared")
+    parser.add_argument("--segments", type=int, default=16, help="places compared")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train", action="store_true", help="train a toy from nothing first")
     arguments = parser.parse_args()
@@ -87,7 +88,7 @@ def stream(
         layouts.write(json.dumps(layout_record(session, position)) + "\n")
 
     config = dataclasses.replace(
-        comparison.session_configs(opened.model, protocol)["lens"], every=4
+        comparison.session_configs(opened.model, protocol)["lens"], every=EVERY
     )
     tree = open_tree(opened, workdir / "tree")
     done = tree.blocks * tree.spec.fanouts[0]
@@ -129,11 +130,12 @@ def compare(
     left = [int(s) for s in starts if int(s) not in done]
     bar = ProgressBar("comparing", len(starts))
     bar.begin(len(starts) - len(left))
-    whole = comparison.compare_whole(opened, session.tree, protocol, left)
+    every = comparison.compare_whole(opened, session, protocol, left)
     with path.open("a") as log:
         for i, start in enumerate(left, len(starts) - len(left) + 1):
-            near = comparison.compare_near(opened, session.tree, protocol, start)
-            done[start] = {"key": key, "start": start, "whole": next(whole), "near": near}
+            whole = next(every)
+            near = comparison.compare_near(opened, session.tree, protocol, start, whole)
+            done[start] = {"key": key, "start": start, "whole": whole, "near": near}
             log.write(json.dumps(done[start]) + "\n")
             log.flush()
             bar.advance(i)

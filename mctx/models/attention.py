@@ -54,13 +54,25 @@ def _best(q, k, bias, causal) -> str:
 
 
 def _xla(q, k, v, bias, causal):
-    t, s = q.shape[1], k.shape[1]
-    mask = None
+    """Plain matrix products, grouped by key head: on CPUs about half the time of
+    `jax.nn.dot_product_attention`, because the weights are normalised after they have met V."""
+    b, t, n, h = q.shape
+    s, kv = k.shape[1:3]
+    mask = jnp.zeros((1, 1, 1, 1, s)) if bias is None else bias[:, None, None, None]
     if causal:
-        mask = (jnp.arange(s)[None, :] <= jnp.arange(t)[:, None] + s - t)[None, None]
-    if bias is not None:
-        bias = bias[:, None, None, :].astype(jnp.float32)
-    return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, implementation="xla")
+        mask = jnp.where(jnp.arange(s) <= jnp.arange(t)[:, None] + s - t, mask, NEGATIVE)
+    g = n // kv  # queries that share a key head; sizes are written out, for they may be zero
+    groups = q.reshape(b, t, kv, g, h).transpose(0, 2, 3, 1, 4).reshape(b, kv, g * t, h)
+    scores = jnp.matmul(groups, k.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
+    scores = scores.reshape(b, kv, g, t, s) * h**-0.5 + mask
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    out = jnp.matmul(
+        weights.astype(v.dtype).reshape(b, kv, g * t, s),
+        v.transpose(0, 2, 1, 3),
+        preferred_element_type=jnp.float32,
+    )
+    out = out.reshape(b, kv, g, t, h) / weights.sum(axis=-1)[..., None]
+    return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h).astype(q.dtype)
 
 
 @functools.cache

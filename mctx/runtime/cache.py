@@ -21,7 +21,31 @@ class BlockCache:
     def __init__(self, reader: Reader, tree: Tree, limit: int):
         self._reader, self._tree, self._limit = reader, tree, limit
         self._held: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self._last_states: tuple[tuple[int, int], np.ndarray] | None = None
         self.windows_read = 0
+
+    def states(self, blocks: int, want: int) -> np.ndarray:
+        """Window states of the last `want` tokens before a block's border: [L + 1, want, D].
+
+        Zeros stand in front of a history that is shorter. The last answer is kept.
+        """
+        if self._last_states is None or self._last_states[0] != (blocks, want):
+            self._last_states = (blocks, want), self._read_states(blocks, want)
+        return self._last_states[1]
+
+    def _read_states(self, blocks, want):
+        model = self._reader.model
+        size, stop = model.window, blocks * model.gist.block
+        start = max(stop - want, 0) // size * size
+        shape = (model.base.n_layers + 1, want, model.base.d_model)
+        states = np.zeros(shape, np.float32)
+        if stop:
+            tokens = self._tree.tokens(start, stop)
+            padded = np.pad(tokens, (0, -len(tokens) % size))
+            _, found, _ = self._reader.full_windows(padded)
+            joined = found.swapaxes(0, 1).reshape(shape[0], -1, shape[2])
+            states = np.concatenate([states, joined[:, : len(tokens)]], axis=1)[:, -want:]
+        return states
 
     def put(self, blocks: Blocks) -> None:
         for i in range(len(blocks.k)):
@@ -41,6 +65,7 @@ class BlockCache:
     def drop(self) -> None:
         """Forgets everything."""
         self._held.clear()
+        self._last_states = None
 
     def _read_missing(self, indices):
         """Whole windows: what is not complete yet is padded, which no earlier block can see."""

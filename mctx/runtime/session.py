@@ -44,6 +44,7 @@ class Session:
       opened: from `open_checkpoint`.
       tree: an open `Tree`, or the URI of one that is opened for writing or created.
       reader: shared by sessions of one model, so that its programs are compiled once.
+      cache: shared by sessions that look at one tree.
       worths: scores blocks instead of the lens: session -> [blocks] nats (baselines, hindsight).
       on_refocus: called with the session and the telemetry of every refocus.
     """
@@ -54,6 +55,7 @@ class Session:
         tree: Tree | str | Path,
         config: SessionConfig | None = None,
         reader: Reader | None = None,
+        cache: BlockCache | None = None,
         worths: Worths | None = None,
         on_refocus: Callable[[Session, dict], None] | None = None,
     ):
@@ -68,7 +70,7 @@ class Session:
             )
         self.reader = reader or Reader(self.model, self.params)
         self.ingestion = Ingest(self.reader, self.tree, self.config.every)
-        self.cache = BlockCache(self.reader, self.tree, self.config.cache_bytes)
+        self.cache = cache or BlockCache(self.reader, self.tree, self.config.cache_bytes)
         self.focus, wide = focus_configs(self.model, self.config)
         self.staging = Staging(wide, self.config.staging_every) if wide else None
         self.worths, self.on_refocus = worths, on_refocus
@@ -137,7 +139,7 @@ class Session:
         """Stands at the end of the first `blocks` blocks and focuses from the coarsest layout."""
         validate(self.focus, blocks)
         self.blocks, self._fresh, self._has_read = blocks, 0, False
-        self.query = self._query_at(blocks)
+        self.query = self.cache.states(blocks, self.model.lens.query)
         heads, top = self.config.heads, self.config.top
         self.layouts: Layout = jax.device_get(focusing.start(self.focus, heads, np.int32(blocks)))
         self.watch.forget()
@@ -220,20 +222,6 @@ class Session:
         if not count:
             return None
         return Decoded(self.blocks - count, count, self.tail)
-
-    def _query_at(self, blocks):
-        """Window states of the last tokens before a block's border: [L + 1, Q, D]."""
-        c, size, block = self.model.base, self.model.window, self.model.gist.block
-        want, stop = self.model.lens.query, blocks * block
-        start = max(stop - want, 0) // size * size
-        states = np.zeros((c.n_layers + 1, want, c.d_model), np.float32)
-        if stop:
-            tokens = self.tree.tokens(start, stop)
-            padded = np.pad(tokens, (0, -len(tokens) % size))
-            _, found, _ = self.reader.full_windows(padded)
-            joined = found.swapaxes(0, 1).reshape(c.n_layers + 1, -1, c.d_model)
-            states = np.concatenate([states, joined[:, : len(tokens)]], axis=1)[:, -want:]
-        return states
 
     # -- reading ---------------------------------------------------------------------------
 
