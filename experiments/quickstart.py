@@ -67,12 +67,14 @@ def main() -> None:
 
 
 def history(checkpoint: Path, opened: Opened, length: int) -> tuple[np.ndarray, str]:
-    """At least `length` tokens of held-out sources, whole files, each ended by <eot>."""
+    """The first `length` tokens of held-out sources, each file ended by <eot>, and their packages."""
     tokenizer = opened.tokenizer
     documents = held_out_packages(checkpoint, length, tokenizer, per_package=length // PACKAGES)
     end = np.array([tokenizer.eot_id], np.int32)
     tokens = [np.concatenate([tokenizer.encode(d.text), end]) for d in documents]
-    return np.concatenate(tokens), ", ".join(dict.fromkeys(d.package for d in documents))
+    start = np.cumsum([0, *map(len, tokens)])[:-1]
+    read = dict.fromkeys(d.package for d, at in zip(documents, start, strict=True) if at < length)
+    return np.concatenate(tokens)[:length], ", ".join(read)
 
 
 def stream(
