@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def history(checkpoint: Path, opened: Opened, length: int) -> tuple[np.ndarray, str]:
-    """The first `length` tokens of held-out sources, each file ended by <eot>, and their packages."""
+    """The first `length` tokens of held-out sources, files ended by <eot>; and their packages."""
     tokenizer = opened.tokenizer
     documents = held_out_packages(checkpoint, length, tokenizer, per_package=length // PACKAGES)
     end = np.array([tokenizer.eot_id], np.int32)

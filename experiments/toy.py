@@ -28,7 +28,7 @@ def config(phase: str, folder: Path) -> ConfigDict:
     small.train.update(steps=30, warmup=5, log_every=5, save_every=0, eval_every=0)
     sections = {
         "base": dict(vocab_size=1024, d_model=64, n_layers=2, d_ff=128, head_dim=32, n_heads=2)
-        | dict(n_kv_heads=1, window=1024),
+        | dict(n_kv_heads=1),
         "gist": dict(width=64, d_model=64, d_ff=128, n_layers=1, fanouts=(32, 4, 4)),
         "lens": dict(d_model=32, d_ff=64, n_layers=1),
     }
