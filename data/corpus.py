@@ -200,9 +200,10 @@ def build(
     if max_tokens is not None:
         own = thin(own, max_tokens * BYTES_PER_TOKEN)
     kept_out = [package for package in packages if canonical(package.name) in held]
+    if sources.STANDARD_LIBRARY in held:
+        kept_out.append(sources.standard_library())
     found = deduplicate(read_all(
-        [(group.get(canonical(package.name), TRAIN), package) for package in own + kept_out]
-        + [(HELD_OUT, sources.standard_library())],
+        [(group.get(canonical(package.name), TRAIN), package) for package in own + kept_out],
         processes or os.cpu_count() or 1,
     ))
     _show_dropped(found)

@@ -76,12 +76,15 @@ def installed(folders: Iterable[Path]) -> list[Package]:
     return [found[name] for name in sorted(found)]
 
 
+STANDARD_LIBRARY = "python"
+
+
 def standard_library() -> Package:
     """The running interpreter's standard library, as a package named `python`."""
     root = Path(sysconfig.get_paths()["stdlib"]).resolve()
     files = (file.relative_to(root) for file in root.rglob("*.py"))
     own = sorted(str(file) for file in files if not VENDORED.intersection(file.parts))
-    return Package("python", platform.python_version(), root, tuple(own))
+    return Package(STANDARD_LIBRARY, platform.python_version(), root, tuple(own))
 
 
 def folder(root: Path) -> list[Package]:

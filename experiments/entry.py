@@ -43,7 +43,8 @@ def run(main: Callable[[], Any]) -> NoReturn:
 
 def command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> str:
     """What to type to run this again, for a result file; `arguments` None: those of this run."""
-    return f"{parser.prog} {shlex.join(sys.argv[1:] if arguments is None else arguments)}"
+    given = sys.argv[1:] if arguments is None else arguments
+    return shlex.join([*parser.prog.split(), *given])
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:

@@ -69,8 +69,8 @@ Bright spots far left of it: the lens brought old text back as tokens."""
 
 REFOCUS = "refocus/"
 PANELS = {  # known scalars by their first word after "refocus/", in the order drawn
-    "swap_rate": "swap rate (share of shown nodes changed)",
-    "residency": "residency (refocuses a node stays)",
+    "swap_rate": "swap rate (share of token blocks new)",
+    "residency": "residency (share of rows already there)",
     "coverage": "coverage by age (share shown)",
     "entries": "entries in the working context",
     "ms": "milliseconds per refocus",
