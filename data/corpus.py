@@ -179,7 +179,8 @@ def build(
     Args:
       out: directory to write to; made if need be.
       place: a site-packages folder or a folder of text; None for this interpreter's packages.
-      held_out: names of packages that neither corpus may hold, nor near-copies of their files.
+      held_out: names of packages that neither corpus may hold, nor near-copies of their files;
+        `python` is the standard library.
       validation: names of packages that make up the validation corpus.
       max_tokens: about how many tokens to keep; None for all.
       vocab_size: ids of the tokenizer to train.

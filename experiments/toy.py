@@ -38,8 +38,8 @@ def config(phase: str, folder: Path) -> ConfigDict:
     if phase in sections:
         small[phase].update(sections[phase])
     if phase == "base":
-        small.train.steps = 150
-        small.batch_size = 8
+        small.train.steps = 60
+        small.batch_size = 2
     if phase in ("gist", "mof"):
         small.history = 1024
     if phase == "lens":

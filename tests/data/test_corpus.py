@@ -31,7 +31,7 @@ def built(make_site, tmp_path, monkeypatch):
     })
     out = tmp_path / "out"
     written = corpus.build(
-        out, site, held_out=["Secret"], validation=["val"], vocab_size=400, processes=2
+        out, site, held_out=["Secret", "python"], validation=["val"], vocab_size=400, processes=2
     )
     return SimpleNamespace(out=out, site=site, written=written)
 
@@ -58,7 +58,7 @@ def test_the_manifest_says_what_is_in_and_what_is_out(built):
     train = Corpus.load(built.out / "train")
     manifest = train.manifest
     assert manifest["dropped"] == {"exact copy": 3, "near copy": 2, "small": 1}
-    assert manifest["held_out"] == ["secret"] and manifest["validation"] == ["val"]
+    assert manifest["held_out"] == ["python", "secret"] and manifest["validation"] == ["val"]
     assert sum(package["tokens"] for package in manifest["packages"]) == manifest["tokens"]
     assert manifest["tokens"] == len(train.tokens) == built.written["train"]
     assert [package["files"] for package in manifest["packages"]] == [6, 1, 1]
@@ -80,7 +80,7 @@ def test_the_sketch_knows_the_training_texts_alone(built):
 
 def test_the_same_sources_give_the_same_corpus_and_a_tokenizer_can_be_reused(built, tmp_path):
     again = tmp_path / "again"
-    corpus.build(again, built.site, ["secret"], ["val"],
+    corpus.build(again, built.site, ["secret", "python"], ["val"],
                  tokenizer=built.out / "train" / "tokenizer.json", processes=1)
     for file in ("tokens.npy", "documents.npy", "sketch.npy", "manifest.json", "tokenizer.json"):
         for kind in ("train", "valid"):
