@@ -45,7 +45,8 @@ def drawn(model: Wrapped, part: str, seed=0) -> dict:
 
 @functools.cache
 def params() -> dict:
-    return {part: drawn(MODEL, part) for part in ("base", "gistnet", "lensnet", "mof")}
+    with jax.ensure_compile_time_eval():  # whoever asks first may be tracing
+        return {part: drawn(MODEL, part) for part in ("base", "gistnet", "lensnet", "mof")}
 
 
 def tokens(rows, length, seed=0):

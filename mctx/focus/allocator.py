@@ -18,7 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from mctx.focus.edits import opening, rebuild, room, siblings
-from mctx.focus.layout import FocusConfig, Layout, entry_cost, is_row
+from mctx.focus.layout import (
+    NO_DEAD,
+    Dead,
+    FocusConfig,
+    Layout,
+    entry_cost,
+    is_row,
+    live_blocks,
+    parent,
+)
 
 PASSES = 3  # swaps a refocus tries: later ones skip offers that no longer fit
 
@@ -73,6 +82,7 @@ class Scored(NamedTuple):
     utility: jax.Array  # float32 [n]
     parent_utility: jax.Array  # float32 [n]
     fresh: jax.Array  # bool [n]: made by a forced collapse of this very call
+    dead: Dead
 
 
 def price(cfg: FocusConfig) -> np.ndarray:
@@ -97,7 +107,9 @@ def price_scale(cfg: FocusConfig) -> np.ndarray:
     return np.concatenate([[1.0], prices[1:] / prices[1]]).astype(np.float32)
 
 
-def refocus(cfg: FocusConfig, layout: Layout, utility, parent_utility, blocks, now):
+def refocus(
+    cfg: FocusConfig, layout: Layout, utility, parent_utility, blocks, now, dead: Dead = NO_DEAD
+):
     """Moves the layout one level towards what the utilities want (design: law 1 afterwards).
 
     If appended blocks exceed the budget, collapses are forced first, cheapest utility per entry
@@ -112,12 +124,13 @@ def refocus(cfg: FocusConfig, layout: Layout, utility, parent_utility, blocks, n
         what is lost when the node's set collapses.
       blocks: complete blocks of the history, int32.
       now: number of this refocus, int32; calls that iterate within one refocus share it.
+      dead: blocks that are never shown and whose nodes are not opened.
     Returns:
       The new layout and what was done to it.
     """
     utility, parent_utility = (jnp.asarray(u, jnp.float32) for u in (utility, parent_utility))
     fresh = jnp.zeros(layout.level.shape, bool)
-    scored = Scored(layout, utility, parent_utility, fresh)
+    scored = Scored(layout, utility, parent_utility, fresh, Dead(*map(jnp.asarray, dead)))
     scored, forced = _restore_budget(cfg, scored, blocks, now)
     layout = scored.layout
     offers, holds, first = _market(cfg, scored, blocks, now)
@@ -129,7 +142,7 @@ def refocus(cfg: FocusConfig, layout: Layout, utility, parent_utility, blocks, n
     plan = jax.lax.fori_loop(0, PASSES, lambda _, p: _swap(cfg, offers, holds, p), plan)
     expand = nothing.at[offers.row].set(plan.opened)
     collapse = nothing.at[holds.row].set(plan.closed)
-    layout, _ = rebuild(cfg, layout, expand, collapse, first, now)
+    layout, _ = rebuild(cfg, layout, expand, collapse, first, now, dead)
     expanded, collapsed = (jnp.sum(p, dtype=jnp.int32) for p in (plan.opened, plan.closed))
     return layout, Edits(expanded, collapsed, forced, jnp.sum(entry_cost(cfg, layout)))
 
@@ -138,13 +151,14 @@ def _market(cfg, scored, blocks, now):
     """All edits open to a layout, sorted by utility per entry, and each row's set."""
     layout, utility = scored.layout, scored.utility
     n = layout.level.shape[-1]
-    entries, nodes = (jnp.asarray(a) for a in opening(cfg))
+    first = siblings(cfg, layout, blocks)
+    nodes = jnp.asarray(opening(cfg)[1])
+    opens, frees, live = _entries(cfg, scored.layout, scored.dead, first)
     prices = jnp.asarray(price(cfg))
     up = jnp.minimum(layout.level + 1, cfg.levels)
     pin = jnp.where(now - layout.born <= (cfg.cooldown or -1), layout.change, 0)
 
-    first = siblings(cfg, layout, blocks)
-    may_expand = is_row(layout) & (layout.level >= 1)
+    may_expand = is_row(layout) & (layout.level >= 1) & live
     key = jnp.where(may_expand, utility / prices[layout.level], -jnp.inf)
 
     def best(x):  # over the members of each set, at the set's first row
@@ -160,7 +174,7 @@ def _market(cfg, scored, blocks, now):
         rising,
         hold_key[rising],
         value[rising],
-        entries[up][rising],
+        frees[rising],
         nodes[up][rising],
         is_set[rising],
         pinned[rising],
@@ -171,12 +185,27 @@ def _market(cfg, scored, blocks, now):
         falling,
         key[falling],
         utility[falling],
-        entries[layout.level][falling],
+        opens[falling],
         nodes[layout.level][falling],
         (may_expand & (pin >= 0) & ~scored.fresh & (utility > 0))[falling],
         position[first][falling],
     )
     return offers, holds, first
+
+
+def _entries(cfg, layout, dead, first):
+    """What edits cost in entries: [n] of expanding each row (no less than it will be), [n] freed
+    by collapsing the set that begins there, and which rows have a live block."""
+    n = layout.level.shape[-1]
+    costs = jnp.asarray(cfg.entry_costs)
+    live = live_blocks(cfg, dead, layout.level, layout.index)
+    children = jnp.minimum(jnp.asarray(cfg.children)[layout.level], live)
+    opens = children * costs[jnp.maximum(layout.level - 1, 0)] - costs[layout.level]
+    up, up_index = parent(cfg, layout.level, layout.index)
+    up = jnp.minimum(up, cfg.levels)
+    above = jnp.where(live_blocks(cfg, dead, up, up_index) > 0, costs[up], 0)
+    frees = jax.ops.segment_sum(entry_cost(cfg, layout), first, n + 1)[:n] - above
+    return jnp.where(layout.level > 0, opens, 0), frees, live > 0
 
 
 class Supply(NamedTuple):
@@ -252,7 +281,7 @@ def _collapse_scored(cfg, scored, holds, chosen, first, now):
     """Collapses the chosen sets and carries the scores over to the new rows."""
     nothing = jnp.zeros(chosen.shape, bool)
     collapse = nothing.at[holds.row].set(chosen)
-    layout, source = rebuild(cfg, scored.layout, nothing, collapse, first, now)
+    layout, source = rebuild(cfg, scored.layout, nothing, collapse, first, now, scored.dead)
     fresh = collapse[source]
     utility = jnp.where(fresh, scored.parent_utility[source], scored.utility[source])
     # What the next parent is worth is not known: as much per entry as the best that is.
@@ -260,7 +289,7 @@ def _collapse_scored(cfg, scored, holds, chosen, first, now):
     up = jnp.minimum(layout.level + 1, cfg.levels)
     guess = utility / prices[layout.level] * prices[up]
     parent_utility = jnp.where(fresh, guess, scored.parent_utility[source])
-    return Scored(layout, utility, parent_utility, fresh | scored.fresh[source])
+    return Scored(layout, utility, parent_utility, fresh | scored.fresh[source], scored.dead)
 
 
 def _discard_unwanted(cfg, holds, plan):

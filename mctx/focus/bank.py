@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mctx.errors import UserError
 from mctx.focus.layout import FocusConfig, Layout
 from mctx.models.attention import NEGATIVE
 from mctx.models.base import Context, Rows
@@ -24,11 +25,18 @@ from mctx.models.wrapped import Wrapped, gist_rows, prefix_rows, read_windows
 
 def focus_for(gist: GistConfig, **settings) -> FocusConfig:
     """The focus settings that fit a GistNet: its fanouts, what its gists cost, and which levels
-    the base can read; levels not trained yet are silent."""
+    the base can read; levels not trained yet are silent.
+
+    `show` may name the first levels only; those past its end are as its last, so that
+    (True, False) shows tokens alone at any depth.
+    """
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     gists = (gist.slots,) * gist.levels
     readable = tuple(level <= gist.trained for level in range(gist.levels + 1))
     show = settings.pop("show", None) or readable
+    if len(show) > len(readable):
+        raise UserError(f"show names {len(show)} levels, but this tree has {len(readable)}.")
+    show += show[-1:] * (len(readable) - len(show))
     return FocusConfig(
         fanouts=gist.fanouts,
         costs=(gist.block, *gists),

@@ -3,7 +3,15 @@
 import jax.numpy as jnp
 import numpy as np
 
-from mctx.focus.layout import FocusConfig, Layout, entry_cost, is_row, parent, span_blocks
+from mctx.focus.layout import (
+    FocusConfig,
+    Layout,
+    entry_cost,
+    is_row,
+    is_shown,
+    parent,
+    span_blocks,
+)
 
 
 def opening(cfg: FocusConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -55,7 +63,7 @@ def siblings(cfg, layout, blocks):
     return jnp.where(whole & above_sink & below_recent, first, n)
 
 
-def rebuild(cfg, layout, expand, collapse, first, now):
+def rebuild(cfg, layout, expand, collapse, first, now, dead):
     """Applies edits with one gather.
 
     Args:
@@ -82,10 +90,11 @@ def rebuild(cfg, layout, expand, collapse, first, now):
         index,
     )
     level = jnp.where(used, level - change, 0)
+    index = jnp.where(used, index, -1)
     edited = Layout(
         level=level,
-        index=jnp.where(used, index, -1),
-        shown=used & jnp.asarray(cfg.show)[level],
+        index=index,
+        shown=used & is_shown(cfg, dead, level, index),
         born=jnp.where(change == 0, layout.born[source], now),
         change=jnp.where(change == 0, layout.change[source], change),
         count=count,

@@ -3,7 +3,8 @@
 A layout is arrays of `(level, index)`; where a node starts and how wide it is follow by
 arithmetic, so a misaligned span cannot be written (design: law 1). Everything here is int32 and
 counted in *blocks* of `K_1` tokens: block `i` is the LOD0 node `(0, i)` when it is shown as
-tokens and the LOD1 node `(1, i)` when it is shown as its gist.
+tokens and the LOD1 node `(1, i)` when it is shown as its gist. *Dead* blocks (padding, deleted
+documents) keep their place; a node that covers no others is silent, whatever its level.
 
 All functions take one layout; batches of layouts (heads, rows) are `jax.vmap`s of them.
 """
@@ -16,9 +17,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from mctx.errors import UserError
+from mctx.tree.documents import live_within
 
 MAX_SPAN = 2**30  # blocks: sums of a start and a width stay inside int32
 MAX_BLOCKS = 2**31 - 1
+
+
+class Dead(NamedTuple):
+    """Blocks that are never shown, as rising runs, padded by empty ones: int32 [r] each."""
+
+    start: jax.Array  # first block of each run
+    length: jax.Array
+    before: jax.Array  # dead blocks before it
+
+    @classmethod
+    def of(cls, runs: np.ndarray) -> "Dead":
+        """From runs [start, stop), rising and apart: int [r, 2]; sizes are powers of two."""
+        pad = (1 << max(len(runs) - 1, 0).bit_length()) - len(runs)
+        start, stop = np.pad(runs, ((0, pad), (0, 0)), constant_values=MAX_BLOCKS).T
+        length = stop - start
+        return cls(*(x.astype(np.int32) for x in (start, length, np.cumsum(length) - length)))
+
+
+NO_DEAD = Dead.of(np.zeros((0, 2), np.int64))
 
 
 class LayoutError(AssertionError):
@@ -99,6 +120,24 @@ def span_blocks(cfg: FocusConfig, level) -> jax.Array:
 def start_block(cfg: FocusConfig, level, index) -> jax.Array:
     """First block of node `(level, index)`."""
     return index * span_blocks(cfg, level)
+
+
+def live_blocks(cfg: FocusConfig, dead: Dead, level, index) -> jax.Array:
+    """Blocks of node `(level, index)` that are not dead (any shape)."""
+    start = start_block(cfg, level, index)
+    stop = start + span_blocks(cfg, level)
+    return stop - start - (_dead_before(dead, stop) - _dead_before(dead, start))
+
+
+def _dead_before(dead, block):
+    run = jnp.searchsorted(dead.start, block, side="right") - 1
+    start, length, before = (x[jnp.maximum(run, 0)] for x in map(jnp.asarray, dead))
+    return jnp.where(run < 0, 0, before + jnp.minimum(block - start, length))
+
+
+def is_shown(cfg: FocusConfig, dead: Dead, level, index) -> jax.Array:
+    """Whether the base reads a node that is in a layout: its level is shown, and it has life."""
+    return jnp.asarray(cfg.show)[level] & (live_blocks(cfg, dead, level, index) > 0)
 
 
 def parent(cfg: FocusConfig, level, index) -> tuple[jax.Array, jax.Array]:
@@ -213,7 +252,7 @@ def validate(cfg: FocusConfig, blocks: int = 0) -> None:
         )
 
 
-def initial(cfg: FocusConfig, blocks) -> Layout:
+def initial(cfg: FocusConfig, blocks, dead: Dead = NO_DEAD) -> Layout:
     """The coarsest layout of a history of `blocks` complete blocks (int32, may be traced).
 
     Sinks and recent blocks are LOD0; the rest is covered by the widest whole nodes that contain
@@ -227,12 +266,12 @@ def initial(cfg: FocusConfig, blocks) -> Layout:
     level = jnp.where(used, jnp.asarray(run_level)[run], 0)
     index = jnp.where(used, run_index[run] + row - (ends - run_count)[run], -1)
     never = jnp.zeros(cfg.capacity, jnp.int32)
-    shown = used & jnp.asarray(cfg.show)[level]
+    shown = used & is_shown(cfg, dead, level, index)
     return Layout(level, index, shown, never, never, ends[-1])
 
 
-def append(cfg: FocusConfig, layout: Layout, blocks, now) -> Layout:
-    """Adds the newest block as LOD0, shown.
+def append(cfg: FocusConfig, layout: Layout, blocks, now, dead: Dead = NO_DEAD) -> Layout:
+    """Adds the newest block as LOD0, shown if it is not dead.
 
     The block that leaves the recent window stays LOD0 until a refocus collapses it, so the
     result may exceed the budget: `append` (up to `headroom` times) and `refocus` are one unit,
@@ -242,7 +281,8 @@ def append(cfg: FocusConfig, layout: Layout, blocks, now) -> Layout:
       blocks: complete blocks of the history, the new one included.
       now: number of the refocus that follows.
     """
-    fields = {"level": 0, "index": blocks - 1, "shown": True, "born": now, "change": 0}
+    shown = is_shown(cfg, dead, 0, blocks - 1)
+    fields = {"level": 0, "index": blocks - 1, "shown": shown, "born": now, "change": 0}
     rows = {name: getattr(layout, name).at[layout.count].set(v) for name, v in fields.items()}
     return Layout(**rows, count=layout.count + 1)
 
@@ -259,7 +299,7 @@ def entries(cfg: FocusConfig, layout: Layout) -> Entries:
     return Entries(layout.level[rank], layout.index[rank], offset, rank, valid)
 
 
-def check(cfg: FocusConfig, layout: Layout, blocks: int) -> None:
+def check(cfg: FocusConfig, layout: Layout, blocks: int, dead: Dead = NO_DEAD) -> None:
     """Raises LayoutError with the laws that a layout of `blocks` blocks breaks (host only)."""
     count = int(layout.count)
     if not 0 <= count <= cfg.capacity:
@@ -273,12 +313,15 @@ def check(cfg: FocusConfig, layout: Layout, blocks: int) -> None:
     stop = start + cfg.spans[level]
     guarded = (start < cfg.sink) | (stop > blocks - cfg.recent)
     spent = int(np.where(shown, np.asarray(cfg.costs)[level], 0).sum())
+    runs = np.stack([dead.start, np.add(dead.start, dead.length, dtype=np.int64)], axis=1)
     laws = {
         "the nodes do not tile the history in time order": np.array_equal(
             np.append(start, blocks), np.append(0, stop)
         ),
         "a sink or recent block is not LOD0": np.all(level[guarded] == 0),
-        "a node is not shown as its level says": np.array_equal(shown, np.array(cfg.show)[level]),
+        "a node is not shown as its level says, or dead": np.array_equal(
+            shown, np.array(cfg.show)[level] & (live_within(runs, start, stop) > 0)
+        ),
         f"{spent} entries exceed the budget of {cfg.budget}": spent <= cfg.budget,
         "rows of the headroom are taken": count <= cfg.capacity - cfg.headroom,
     }

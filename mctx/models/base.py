@@ -246,20 +246,30 @@ def token_nll(params: dict, hidden: jax.Array, targets: jax.Array, chunk: int = 
     Args:
       hidden: [B, T, D]. targets: [B, T]. Both already shifted: hidden[t] predicts targets[t].
     """
-    b, t, d = hidden.shape
-    size = min(chunk, t)
-    pad = -t % size
 
-    @jax.checkpoint
-    def piece(args):
-        h, y = args
+    def piece(h, y):
         scores = logits(params, h)
         picked = jnp.take_along_axis(scores, y[..., None], axis=-1)[..., 0]
         return jax.nn.logsumexp(scores, axis=-1) - picked
 
+    return _in_chunks(piece, hidden, targets, chunk)
+
+
+def token_hits(
+    params: dict, hidden: jax.Array, targets: jax.Array, chunk: int = 256
+) -> jax.Array:
+    """Whether each target is the likeliest token given its hidden state; as `token_nll`."""
+    return _in_chunks(lambda h, y: jnp.argmax(logits(params, h), -1) == y, hidden, targets, chunk)
+
+
+def _in_chunks(of, hidden, targets, chunk):
+    """`of(hidden, targets)` [B, T], some positions at a time, forward or backward."""
+    b, t, d = hidden.shape
+    size = min(chunk, t)
+    pad = -t % size
     h = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(b, -1, size, d).swapaxes(0, 1)
     y = jnp.pad(targets, ((0, 0), (0, pad))).reshape(b, -1, size).swapaxes(0, 1)
-    out = jax.lax.map(piece, (h, y))  # [chunks, B, size]
+    out = jax.lax.map(lambda args: jax.checkpoint(of)(*args), (h, y))  # [chunks, B, size]
     return out.swapaxes(0, 1).reshape(b, -1)[:, :t]
 
 

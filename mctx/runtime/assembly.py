@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -21,6 +22,20 @@ GISTS_AT_ONCE = 32
 MOVES_AT_ONCE = 64
 
 
+GistRows = Callable[[int, np.ndarray], Rows]  # level, indices [m] -> [L, GISTS_AT_ONCE·slots, …]
+
+
+def trained_rows(model: Wrapped, params: dict, tree: Tree) -> GistRows:
+    """What the base reads for the gists in a tree: the rows of up to `GISTS_AT_ONCE` nodes."""
+
+    def rows(level: int, indices: np.ndarray) -> Rows:
+        gists = tree.gather(level, indices)
+        gists = np.pad(gists, ((0, GISTS_AT_ONCE - len(indices)), (0, 0), (0, 0)))
+        return reading.rows_of_gists(model, params, gists)
+
+    return rows
+
+
 class Decoded(NamedTuple):
     """Blocks that were decoded since the last refocus and may stay as they are ('keep').
 
@@ -34,9 +49,11 @@ class Decoded(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What an assembly cost: rows written, moved within the buffer, and wanted in all."""
+    """What an assembly cost: rows written, those of gists among them, rows moved within the
+    buffer, and rows wanted in all."""
 
     rows: int
+    gists: int
     moved: int
     wanted: int
 
@@ -53,9 +70,11 @@ class Assembly:
         focus: FocusConfig,
         heads: int,
         prefix: Rows,
+        gist_rows: GistRows | None = None,
     ):
-        self._model, self._params, self._tree = model, params, tree
-        self._cache, self._focus, self._prefix = cache, focus, prefix
+        self._model, self._cache, self._focus, self._prefix = model, cache, focus, prefix
+        self._tree = tree
+        self._gist_rows = gist_rows or trained_rows(model, params, tree)
         self._keys = np.full((heads, focus.budget), slots.EMPTY, np.int64)
         self._rows = reading.empty_rows(model, heads, focus.budget)
         self.buffer: Buffer | None = None
@@ -82,7 +101,7 @@ class Assembly:
         heads = len(self._keys)
         positions = np.zeros(self._keys.shape, np.int32)
         counts = np.zeros(heads, np.int32)
-        total = Written(0, 0, 0)
+        total = Written(0, 0, 0, 0)
         for head in range(heads):
             layout = Layout(*(np.asarray(x)[head] for x in layouts))
             wanted = self._as_decoded(head, self.wanted(layout), layout, decoded)
@@ -96,11 +115,26 @@ class Assembly:
             counts[head] = len(wanted)
             total = Written(
                 total.rows + len(plan.new_row),
+                total.gists + int(np.sum(slots.decode(plan.new_key).level > 0)),
                 total.moved + len(plan.move_to),
                 total.wanted + len(wanted),
             )
         self.buffer = Buffer(self._prefix, self._rows, jnp.asarray(positions), jnp.asarray(counts))
         return total
+
+    def marks(self) -> np.ndarray:
+        """Where what each row was made from lies in the tree: [H, R, 3], zeros for empty rows."""
+        found = np.zeros((*self._keys.shape, 3), np.int64)
+        parts = slots.decode(self._keys)
+        for level in np.unique(parts.level[self._keys != slots.EMPTY]).tolist():
+            here = (parts.level == level) & (self._keys != slots.EMPTY)
+            rows = parts.index[here] * (1 if level else self._model.gist.block)
+            found[here] = self._tree.addresses(level, rows)
+        return found
+
+    def forget_changed(self, marks: np.ndarray) -> None:
+        """Drops the rows of nodes that have been replaced in the tree since `marks` was asked."""
+        self._keys[np.any(self.marks() != marks, axis=-1)] = slots.EMPTY
 
     def forget(self) -> None:
         """Drops what the buffers hold: the next assembly writes every row anew."""
@@ -140,9 +174,7 @@ class Assembly:
             nodes = np.unique(index[level == one])
             for at in range(0, len(nodes), GISTS_AT_ONCE):
                 piece = nodes[at : at + GISTS_AT_ONCE]
-                gists = self._tree.gather(int(one), piece)
-                gists = np.pad(gists, ((0, GISTS_AT_ONCE - len(piece)), (0, 0), (0, 0)))
-                rows = reading.rows_of_gists(self._model, self._params, gists)
+                rows = self._gist_rows(int(one), piece)
                 here = (level == one) & np.isin(index, piece)
                 target = np.full(GISTS_AT_ONCE * per, len(self._keys[head]), np.int64)
                 target[np.searchsorted(piece, index[here]) * per + offset[here]] = to[here]

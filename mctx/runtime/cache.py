@@ -11,54 +11,67 @@ from collections import OrderedDict
 import numpy as np
 
 from mctx.models.base import Rows
+from mctx.tree.documents import last_live, windows_of
 from mctx.tree.ingest import Blocks, Reader
 from mctx.tree.store import Tree
 
+Address = tuple[int, int, int]
+
 
 class BlockCache:
-    """Rows of blocks, at most `limit` bytes of them beyond those just asked for."""
+    """Rows of blocks, at most `limit` bytes of them beyond those just asked for.
+
+    They are kept under the addresses of the blocks' tokens: a document that is replaced has new
+    ones, so nothing here can go stale.
+    """
 
     def __init__(self, reader: Reader, tree: Tree, limit: int):
         self._reader, self._tree, self._limit = reader, tree, limit
-        self._held: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
-        self._last_states: tuple[tuple[int, int], np.ndarray] | None = None
+        self._held: OrderedDict[Address, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self._last_states: tuple[tuple, np.ndarray] | None = None
         self.windows_read = 0
 
     def states(self, blocks: int, want: int) -> np.ndarray:
-        """Window states of the last `want` tokens before a block's border: [L + 1, want, D].
+        """Window states of the last `want` live tokens before a block's border: [L + 1, want, D].
 
         Zeros stand in front of a history that is shorter. The last answer is kept.
         """
-        if self._last_states is None or self._last_states[0] != (blocks, want):
-            self._last_states = (blocks, want), self._read_states(blocks, want)
+        block = self._reader.model.gist.block
+        last = last_live(self._tree.dead, blocks, -(-want // block))
+        asked = (want, *self._addresses(last))
+        if self._last_states is None or self._last_states[0] != asked:
+            self._last_states = asked, self._read_states(last, want)
         return self._last_states[1]
 
-    def _read_states(self, blocks, want):
+    def _read_states(self, last, want):
         model = self._reader.model
-        size, stop = model.window, blocks * model.gist.block
-        start = max(stop - want, 0) // size * size
         shape = (model.base.n_layers + 1, want, model.base.d_model)
-        states = np.zeros(shape, np.float32)
-        if stop:
-            tokens = self._tree.tokens(start, stop)
-            padded = np.pad(tokens, (0, -len(tokens) % size))
-            _, found, _ = self._reader.full_windows(padded)
-            joined = found.swapaxes(0, 1).reshape(shape[0], -1, shape[2])
-            states = np.concatenate([states, joined[:, : len(tokens)]], axis=1)[:, -want:]
-        return states
+        if not len(last):
+            return np.zeros(shape, np.float32)
+        block = model.gist.block
+        start, stop, tokens = self._windows(last)
+        _, states, _ = self._reader.full_windows(tokens.reshape(-1))  # [n, L + 1, window, D]
+        window = np.searchsorted(start, last * block, side="right") - 1
+        offset = last * block - start[window]
+        parts = [states[w, :, at : at + block] for w, at in zip(window, offset, strict=True)]
+        return np.concatenate([np.zeros(shape, np.float32), *parts], axis=1)[:, -want:]
 
     def put(self, blocks: Blocks) -> None:
-        for i in range(len(blocks.k)):
-            self._keep(blocks.first + i, blocks.k[i], blocks.v[i])
+        addresses = self._addresses(blocks.first + np.arange(len(blocks.k)))
+        for address, k, v in zip(addresses, blocks.k, blocks.v, strict=True):
+            self._keep(address, k, v)
         self._trim()
 
     def get(self, indices: np.ndarray) -> Rows:
         """Blocks `indices` [n] -> [n, L, K_1, K, H]; windows that miss are read in one batch."""
-        self._read_missing(indices)
+        addresses = self._addresses(indices)
+        missing = [i for i, at in zip(indices, addresses, strict=True) if at not in self._held]
+        if missing:
+            self._read_missing(np.array(missing, np.int64))
         found = []
-        for index in indices.tolist():
-            self._held.move_to_end(index)
-            found.append(self._held[index])
+        for address in addresses:
+            self._held.move_to_end(address)
+            found.append(self._held[address])
         self._trim()
         return Rows(*(np.stack(parts) for parts in zip(*found, strict=True)))
 
@@ -67,30 +80,37 @@ class BlockCache:
         self._held.clear()
         self._last_states = None
 
-    def _read_missing(self, indices):
-        """Whole windows: what is not complete yet is padded, which no earlier block can see."""
-        missing = [i for i in indices.tolist() if i not in self._held]
-        if not missing:
-            return
-        size, block = self._reader.model.window, self._reader.model.gist.block
-        per = size // block
-        windows = sorted({i // per for i in missing})
-        length = self._tree.blocks * block
-        tokens = np.zeros((len(windows), size), np.int32)
-        for row, window in zip(tokens, windows, strict=True):
-            stop = min((window + 1) * size, length)
-            row[: stop - window * size] = self._tree.tokens(window * size, stop)
-        rows, _, _ = self._reader.full_windows(tokens.reshape(-1))
-        self.windows_read += len(windows)
-        for i, window in enumerate(windows):
-            k, v = (x[i].reshape(x.shape[1], per, block, *x.shape[3:]).swapaxes(0, 1) for x in rows)
-            for j in range(min(per, self._tree.blocks - window * per)):
-                self._keep(window * per + j, k[j], v[j])
+    def _addresses(self, blocks) -> list[Address]:
+        tokens = np.asarray(blocks, np.int64) * self._reader.model.gist.block
+        return [tuple(row) for row in self._tree.addresses(0, tokens).tolist()]
 
-    def _keep(self, index, k, v):
+    def _windows(self, blocks):
+        """The windows that hold `blocks`: start [n] and stop [n], tokens [n, window]."""
+        size, block = self._reader.model.window, self._reader.model.gist.block
+        start, stop = windows_of(self._tree.borders, blocks * block, size)
+        start, first = np.unique(start, return_index=True)
+        stop = np.minimum(stop[first], self._tree.blocks * block)
+        # What is not complete yet is padded, which no earlier block can see.
+        tokens = np.zeros((len(start), size), np.int32)
+        for row, a, b in zip(tokens, start, stop, strict=True):
+            row[: b - a] = self._tree.tokens(int(a), int(b))
+        return start, stop, tokens
+
+    def _read_missing(self, missing):
+        """Whole windows, and of those every block that is there."""
+        block = self._reader.model.gist.block
+        start, stop, tokens = self._windows(missing)
+        rows, _, _ = self._reader.full_windows(tokens.reshape(-1))
+        self.windows_read += len(tokens)
+        for i, (a, b) in enumerate(zip(start // block, stop // block, strict=True)):
+            k, v = (_by_block(x[i], block)[: b - a] for x in rows)
+            for address, *row in zip(self._addresses(np.arange(a, b)), k, v, strict=True):
+                self._keep(address, *row)
+
+    def _keep(self, address, k, v):
         """Copies: a view would keep alive all that was read with it."""
-        self._held[index] = (k.copy(), v.copy())
-        self._held.move_to_end(index)
+        self._held[address] = (k.copy(), v.copy())
+        self._held.move_to_end(address)
 
     def _trim(self):
         while self._held and len(self._held) * self._bytes() > self._limit:
@@ -99,3 +119,8 @@ class BlockCache:
     def _bytes(self):
         k, v = next(iter(self._held.values()))
         return k.nbytes + v.nbytes
+
+
+def _by_block(rows: np.ndarray, block: int) -> np.ndarray:
+    """[L, window, K, H] -> [window / K_1, L, K_1, K, H]."""
+    return rows.reshape(len(rows), -1, block, *rows.shape[2:]).swapaxes(0, 1)

@@ -36,6 +36,8 @@ class SessionConfig:
       prefix: False hides the shared prefix (only the plain recent window wants that).
       cache_bytes: host memory for rows of blocks.
       commit_every: refocuses between commits of a streaming session.
+      probe_every: refocuses between two whose gain is measured, by reading the tokens after it
+        once more behind the working context as it was before; 0 for none.
     """
 
     budget: int = 512
@@ -60,6 +62,7 @@ class SessionConfig:
     prefix: bool = True
     cache_bytes: int = 2**29
     commit_every: int = 16
+    probe_every: int = 0
 
 
 def check(config: SessionConfig, model: Wrapped) -> None:

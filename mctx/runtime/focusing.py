@@ -16,14 +16,17 @@ import numpy as np
 
 from mctx.focus import allocator, layout
 from mctx.focus.allocator import Edits, price_scale
-from mctx.focus.layout import FocusConfig, Layout
+from mctx.focus.layout import NO_DEAD, Dead, FocusConfig, Layout
 from mctx.focus.staging import best_beneath
 from mctx.models.lensnet import Nodes, utility
 from mctx.models.router import statistics
 from mctx.models.wrapped import Wrapped
+from mctx.tree.documents import live_within
 from mctx.tree.store import Tree
 
 Gather = Callable[[np.ndarray, np.ndarray], np.ndarray]  # level, index -> gists [..., W]
+
+NO_RUNS = np.zeros((0, 2), np.int64)
 
 
 class Scores(NamedTuple):
@@ -51,32 +54,34 @@ def gatherer(tree: Tree) -> Gather:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def start(cfg: FocusConfig, heads: int, blocks) -> Layout:
+def start(cfg: FocusConfig, heads: int, blocks, dead: Dead = NO_DEAD) -> Layout:
     """The coarsest layout, once for every head: [H, n]."""
-    one = layout.initial(cfg, blocks)
+    one = layout.initial(cfg, blocks, dead)
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (heads, *x.shape)), one)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def append(cfg: FocusConfig, layouts: Layout, blocks, fresh, now) -> Layout:
+def append(cfg: FocusConfig, layouts: Layout, blocks, fresh, now, dead: Dead = NO_DEAD) -> Layout:
     """Adds the newest `fresh` of the history's `blocks` blocks to every head."""
 
     def one_more(i, layouts):
         newest = blocks - fresh + i + 1
-        return jax.vmap(lambda one: layout.append(cfg, one, newest, now))(layouts)
+        return jax.vmap(lambda one: layout.append(cfg, one, newest, now, dead))(layouts)
 
     return jax.lax.fori_loop(0, fresh, one_more, layouts)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def edit(cfg: FocusConfig, layouts: Layout, scores: Scores, blocks, now) -> tuple[Layout, Edits]:
+def edit(
+    cfg: FocusConfig, layouts: Layout, scores: Scores, blocks, now, dead: Dead = NO_DEAD
+) -> tuple[Layout, Edits]:
     """One level step of the allocator for every head."""
     scale = jnp.asarray(price_scale(cfg))
 
     def one(current, own, above):
         up = jnp.minimum(current.level + 1, cfg.levels)
         return allocator.refocus(
-            cfg, current, own * scale[current.level], above * scale[up], blocks, now
+            cfg, current, own * scale[current.level], above * scale[up], blocks, now, dead
         )
 
     return jax.vmap(one)(layouts, *scores)
@@ -104,6 +109,7 @@ def lens_scores(
     query: np.ndarray,
     blocks: int,
     heads: np.ndarray,
+    dead: np.ndarray = NO_RUNS,
 ) -> Scores:
     """LensNet over the nodes of every layout and their parents, each looked at once.
 
@@ -115,33 +121,41 @@ def lens_scores(
       layouts: [H, n], on the host.
       query: [L + 1, Q, D].
       heads: [H], the adapters to use.
+      dead: runs of dead blocks [r, 2]; what covers no others is no candidate.
     """
     level, index = np.asarray(layouts.level), np.asarray(layouts.index)
     up, where = _distinct_parents(cfg, layouts, blocks)
     level = np.concatenate([level, up[0]], axis=1)
     index = np.concatenate([index, up[1]], axis=1)
     end = (index + 1) * cfg.spans[level]
+    live = live_within(dead, end - cfg.spans[level], end) > 0
     nodes = Nodes(
         gists=gather(level, index),
         level=np.maximum(level, 1).astype(np.int32),
         distance=np.maximum(blocks - end, 0).astype(np.int32),
-        valid=(index >= 0) & (end <= blocks - cfg.recent),
+        valid=(index >= 0) & (end <= blocks - cfg.recent) & live,
     )
     return _apply_lens(model, params["lensnet"], query, nodes, heads.astype(np.int32), where)
 
 
-def _distinct_parents(cfg, layouts, blocks):
-    """The candidates above a layout's nodes, in a fixed number of rows.
+def most_parents(cfg: FocusConfig, nodes: int) -> int:
+    """How many candidates there can be above the nodes of one layout.
 
     A parent at level l that ends before the recent blocks covers at least K_l nodes of a tiling,
     none of them another's: so there are at most n / K_l.
+    """
+    return sum(nodes // k for k in cfg.fanouts[1:])
+
+
+def _distinct_parents(cfg, layouts, blocks):
+    """The candidates above a layout's nodes, in a fixed number of rows.
 
     Returns:
       Their level and index [H, m], index -1 in empty rows; and [H, n], each node's parent among
       the nodes and these, or the node itself where its parent is no candidate of its own.
     """
     heads, n = np.shape(layouts.level)
-    level, index = np.zeros((2, heads, sum(n // k for k in cfg.fanouts[1:])), np.int64)
+    level, index = np.zeros((2, heads, most_parents(cfg, n)), np.int64)
     index -= 1
     where = np.tile(np.arange(n), (heads, 1))
     for h in range(heads):

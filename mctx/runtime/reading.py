@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from mctx.models import merger as merging
 from mctx.models.attention import NEGATIVE
-from mctx.models.base import Context, Rows, logits, token_nll
+from mctx.models.base import Context, Rows, logits, token_hits, token_nll
 from mctx.models.router import Routing, route, static_worth
 from mctx.models.wrapped import Wrapped, gist_rows, read
 
@@ -119,9 +119,23 @@ def extend(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def peek(model, learned, params, buffer, tail, tokens, prefix_bias) -> jax.Array:
     """NLL of tokens[1:] read behind the working contexts, leaving everything as it was: [C - 1]."""
-    hidden, _ = _read_behind(model, params, buffer, tail, tokens, prefix_bias)
-    merged = _merge(model, learned, params, hidden, tail.gate)
+    merged = _merged_behind(model, learned, params, buffer, tail, tokens, prefix_bias)
     return _nll(params, merged[:-1], tokens[1:])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def judge(
+    model, learned, params, buffer, tail, tokens, prefix_bias
+) -> tuple[jax.Array, jax.Array]:
+    """As `peek`, and whether each token is the likeliest one, as greedy decoding would say it."""
+    merged = _merged_behind(model, learned, params, buffer, tail, tokens, prefix_bias)
+    hits = token_hits(params["base"], merged[None, :-1], tokens[None, 1:])[0]
+    return _nll(params, merged[:-1], tokens[1:]), hits
+
+
+def _merged_behind(model, learned, params, buffer, tail, tokens, prefix_bias):
+    hidden, _ = _read_behind(model, params, buffer, tail, tokens, prefix_bias)
+    return _merge(model, learned, params, hidden, tail.gate)
 
 
 def _nll(params, hidden, targets):

@@ -11,8 +11,9 @@ and the rows that changed are written (law 7). Between refocuses the tail grows.
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -20,18 +21,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from mctx.errors import UserError
-from mctx.focus.layout import Layout, validate
+from mctx.focus.layout import Dead, Layout, validate
 from mctx.models.attention import NEGATIVE
 from mctx.models.router import Routing
 from mctx.opened import Opened
 from mctx.runtime import focusing, generation, reading
-from mctx.runtime.assembly import Assembly, Decoded
+from mctx.runtime.assembly import Assembly, Decoded, GistRows
 from mctx.runtime.cache import BlockCache
 from mctx.runtime.config import SessionConfig, check, focus_configs
+from mctx.runtime.opening import open_history
 from mctx.runtime.reading import Tail
+from mctx.runtime.spending import Spending
 from mctx.runtime.staged import Staging
-from mctx.runtime.watching import Watch
-from mctx.tree.ingest import Ingest, Reader, tree_spec
+from mctx.runtime.watching import Probe, Watch
+from mctx.tree.documents import Span, last_live
+from mctx.tree.ingest import Ingest, Reader
 from mctx.tree.store import Tree
 
 Worths = Callable[["Session"], np.ndarray]
@@ -43,10 +47,12 @@ class Session:
     Args:
       opened: from `open_checkpoint`.
       tree: an open `Tree`, or the URI of one that is opened for writing or created.
+      mounts: trees before it, or their URIs, which are only read: a code base, a book.
       reader: shared by sessions of one model, so that its programs are compiled once.
       cache: shared by sessions that look at one tree.
       worths: scores blocks instead of the lens: session -> [blocks] nats (baselines, hindsight).
       on_refocus: called with the session and the telemetry of every refocus.
+      gist_rows: what the base reads for gists, instead of what GistNet made of them (baselines).
     """
 
     def __init__(
@@ -58,18 +64,14 @@ class Session:
         cache: BlockCache | None = None,
         worths: Worths | None = None,
         on_refocus: Callable[[Session, dict], None] | None = None,
+        gist_rows: GistRows | None = None,
+        mounts: Sequence[Tree | str | Path] = (),
     ):
         self.opened, self.config = opened, config or SessionConfig()
         self.model, self.params = opened.model, opened.params
         check(self.config, self.model)
-        self.tree = tree if isinstance(tree, Tree) else open_tree(opened, tree)
-        if self.tree.spec.fingerprint != opened.fingerprint:
-            raise UserError(
-                "the tree's gists were made by other models: open the checkpoint that made them, "
-                "or ingest into a new tree."
-            )
         self.reader = reader or Reader(self.model, self.params)
-        self.ingestion = Ingest(self.reader, self.tree, self.config.every)
+        self.tree = open_history(opened, tree, mounts, self.reader)
         self.cache = cache or BlockCache(self.reader, self.tree, self.config.cache_bytes)
         self.focus, wide = focus_configs(self.model, self.config)
         self.staging = Staging(wide, self.config.staging_every) if wide else None
@@ -82,12 +84,20 @@ class Session:
             self.focus,
             self.config.heads,
             self.reader.prefix,
+            gist_rows,
         )
-        self.watch = Watch(self.focus)
+        self.watch, self.probe = Watch(self.focus), Probe(self.config.probe_every)
+        self.spending = Spending(self)
         self.refocuses = 0
-        self._prefix_bias = np.float32(0.0 if self.config.prefix else NEGATIVE)
+        self.prefix_bias = np.float32(0.0 if self.config.prefix else NEGATIVE)
         self._interval = self.config.every * self.model.gist.block
         self.seek(self.tree.blocks)
+
+    @functools.cached_property
+    def ingestion(self) -> Ingest:
+        """Made when first fed: a session that only looks reads no window twice."""
+        pad = self.opened.tokenizer.eot_id
+        return Ingest(self.reader, self.tree, self.config.every, pad)
 
     # -- history ---------------------------------------------------------------------------
 
@@ -99,6 +109,40 @@ class Session:
         self.tree.commit()
         self.seek(self.tree.blocks)
         return len(tokens)
+
+    def add_document(self, name: str, text: str | np.ndarray) -> Span:
+        """Adds a document, which can be replaced as a whole; commits, and focuses anew."""
+        return self._edit(lambda: self.ingestion.add_document(name, self._ids(text)))
+
+    def replace_document(self, name: str, text: str | np.ndarray) -> Span:
+        """Gives a document another text; only the windows that changed are read."""
+        return self._edit(lambda: self.ingestion.replace_document(name, self._ids(text)))
+
+    def delete_document(self, name: str) -> None:
+        """Deletes a document: it is not shown again."""
+        self._edit(lambda: self.ingestion.delete_document(name))
+
+    def _edit(self, edit):
+        marks = self.assembly.marks()
+        try:
+            made = edit()
+            self.tree.commit()
+        finally:
+            self._follow(marks)
+        return made
+
+    def refresh(self) -> bool:
+        """Sees what others have committed to the trees that are only read; True if anything."""
+        marks = self.assembly.marks()
+        changed = self.tree.refresh()
+        if changed:
+            self._follow(marks)
+        return changed
+
+    def _follow(self, marks):
+        """The tree has changed: what was made from replaced rows is dropped."""
+        self.assembly.forget_changed(marks)
+        self.seek(self.tree.blocks)
 
     def predict(self, text: str | np.ndarray) -> np.ndarray:
         """Streams tokens through the window and into the tree.
@@ -139,10 +183,14 @@ class Session:
         """Stands at the end of the first `blocks` blocks and focuses from the coarsest layout."""
         validate(self.focus, blocks)
         self.blocks, self._fresh, self._has_read = blocks, 0, False
+        self.dead_runs = self.tree.dead
+        self.dead = Dead.of(self.dead_runs)
         self.query = self.cache.states(blocks, self.model.lens.query)
         heads, top = self.config.heads, self.config.top
-        self.layouts: Layout = jax.device_get(focusing.start(self.focus, heads, np.int32(blocks)))
+        coarsest = focusing.start(self.focus, heads, np.int32(blocks), self.dead)
+        self.layouts: Layout = jax.device_get(coarsest)
         self.watch.forget()
+        self.probe.forget()
         if self.staging:
             self.staging.forget()
         size = self._interval + (self.config.reread if self.config.tail == "reread" else 0)
@@ -154,16 +202,23 @@ class Session:
         )
         self.refocus()
 
+    def place(self, layouts: Layout) -> None:
+        """Shows exactly these layouts [H, n], whatever lens and allocator would choose."""
+        self.layouts = layouts
+        self.assembly.assemble(layouts)
+        self._clear_tail(Routing(self.tail.heads, self.tail.gate))
+
     def refocus(self) -> dict:
         """Scores, edits, and streams in what changed; returns this refocus's telemetry."""
         began = time.perf_counter()
+        gained = self.probe.gained(self)
         edits = []
         score = self._scorer()
         for _ in range(self.config.rounds or self.focus.levels):
             scores, scored = score(), self.layouts
             at = np.int32(self.blocks), np.int32(self.refocuses)
             self.layouts, done = jax.device_get(
-                focusing.edit(self.focus, self.layouts, scores, *at)
+                focusing.edit(self.focus, self.layouts, scores, *at, self.dead)
             )
             edits.append(done)
             if np.any(done.spent > self.focus.budget):
@@ -171,15 +226,17 @@ class Session:
             if not np.any(done.expanded | done.collapsed | done.forced):
                 break  # a fixed point: the same scores would choose nothing again
         decided = time.perf_counter()
-        before = self.blocks - self.config.reread // self.model.gist.block
-        before = max(before, 0) if self.config.tail == "reread" else None
+        again = self._live(self.config.reread // self.model.gist.block)
+        again = again if self.config.tail == "reread" else again[:0]
+        before = again[0] if len(again) else None
+        self.probe.remember(self)
         written = self.assembly.assemble(self.layouts, self._decoded(), before)
         self._clear_tail(self._route(scored, scores))
-        if before is not None:
-            block = self.model.gist.block
-            self._read_behind(self.tree.tokens(before * block, self.blocks * block))
+        if len(again):
+            self._read_behind(self._tokens_of(again))
         milliseconds = 1e3 * (decided - began), 1e3 * (time.perf_counter() - decided)
         report = self.watch.report(self, scored, scores, edits, written, milliseconds)
+        report |= gained | self.spending.since_last(written.gists)
         self.refocuses += 1
         self._fresh = 0
         if self.on_refocus:
@@ -192,7 +249,9 @@ class Session:
         What a refocus looks at once and for all (a table of worths, the staging view) is here.
         """
         if self.worths:
-            table = self.worths(self)
+            table = np.array(self.worths(self))
+            for start, stop in self.dead_runs:
+                table[..., start:stop] = 0.0
             return lambda: focusing.table_scores(self.focus, self.layouts, table)
         heads = np.arange(self.config.heads)
         if not self.staging:
@@ -204,9 +263,18 @@ class Session:
         )
 
     def lens(self, focus, layouts: Layout, heads: np.ndarray) -> focusing.Scores:
+        self.spending.scored(focus, len(heads))
         gather = focusing.gatherer(self.tree)
         return focusing.lens_scores(
-            self.model, self.params, focus, layouts, gather, self.query, self.blocks, heads
+            self.model,
+            self.params,
+            focus,
+            layouts,
+            gather,
+            self.query,
+            self.blocks,
+            heads,
+            self.dead_runs,
         )
 
     def _route(self, layouts, scores):
@@ -234,7 +302,7 @@ class Session:
             self.assembly.buffer,
             self.tail,
             np.asarray(tokens, np.int32),
-            self._prefix_bias,
+            self.prefix_bias,
         )
         return np.asarray(nll)
 
@@ -250,7 +318,9 @@ class Session:
         while len(tokens):
             due = self._interval - self._fresh * self.model.gist.block
             piece, tokens = np.split(tokens, [due - len(self.ingestion.waiting)])
-            nll += self._read_behind(piece)
+            read = self._read_behind(piece)
+            self.probe.saw(piece, read)
+            nll += read
             self._observe(self.ingestion.feed(piece))
         nll = np.concatenate([part[:count] for part, count in jax.device_get(nll)])
         nll[:1] = nll[:1] if known else np.nan
@@ -264,15 +334,22 @@ class Session:
         """
         if self._has_read or not (self.blocks or len(self.ingestion.waiting)):
             return
-        if self.blocks and self.config.tail != "reread":
-            block = self.model.gist.block
-            stop = self.blocks * block
-            self.assembly.assemble(self.layouts, before=self.blocks - 1)
-            self._read_behind(self.tree.tokens(stop - block, stop))
+        last = self._live(1)
+        if len(last) and self.config.tail != "reread":
+            self.assembly.assemble(self.layouts, before=last[0])
+            self._read_behind(self._tokens_of(last))
             self.assembly.assemble(self.layouts)
             self._clear_tail(Routing(self.tail.heads, self.tail.gate))
         if len(self.ingestion.waiting):
             self._read_behind(self.ingestion.waiting)
+
+    def _live(self, count):
+        """The last blocks that are not dead, rising."""
+        return last_live(self.dead_runs, self.blocks, count)
+
+    def _tokens_of(self, blocks):
+        block = self.model.gist.block
+        return np.concatenate([self.tree.tokens(b * block, (b + 1) * block) for b in blocks])
 
     def _observe(self, made):
         """Complete blocks: rows to the cache, states to the query, a node each; then refocus."""
@@ -284,11 +361,12 @@ class Session:
         if fresh:
             self._fresh += fresh
             at = np.int32(self.blocks), np.int32(fresh), np.int32(self.refocuses)
-            self.layouts = jax.device_get(focusing.append(self.focus, self.layouts, *at))
+            longer = focusing.append(self.focus, self.layouts, *at, self.dead)
+            self.layouts = jax.device_get(longer)
         if self._fresh >= self.config.every:
             self.refocus()
             if self.refocuses % self.config.commit_every == 0:
-                self.tree.commit()
+                self.tree.commit(wait=False)
 
     def _read_behind(self, tokens):
         """Reads tokens into the tail, in calls of two fixed sizes.
@@ -308,20 +386,13 @@ class Session:
                 self.tail,
                 np.pad(piece, (0, size - len(piece))).astype(np.int32),
                 np.int32(len(piece)),
-                self._prefix_bias,
+                self.prefix_bias,
             )
             out.append((nll, len(piece)))
+            self.spending.read(size)
         self._has_read |= len(tokens) > 0
         return out
 
     def _clear_tail(self, routing: Routing):
         """Forgets the tail's rows; what was read last still predicts the next token."""
         self.tail = self.tail._replace(length=np.int32(0), heads=routing.heads, gate=routing.gate)
-
-
-def open_tree(opened: Opened, uri: str | Path) -> Tree:
-    """The tree at `uri`, for writing: opened if it is there and of these models, else created."""
-    uri = str(uri)
-    if Tree.exists(uri):
-        return Tree.open(uri, mode="w", fingerprint=opened.fingerprint)
-    return Tree.create(uri, tree_spec(opened.model, opened.fingerprint))

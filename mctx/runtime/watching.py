@@ -1,10 +1,13 @@
-"""What a refocus showed, changed, scored and spent, as scalars (design: telemetry)."""
+"""What a refocus showed, changed, scored, spent and gained, as scalars (design: telemetry)."""
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mctx.focus.layout import FocusConfig
+from mctx.runtime import reading
 
 AGES = (8, 64, 512, 4096)  # blocks: borders of the age classes in which coverage is told
 
@@ -60,7 +63,60 @@ class Watch:
     def _detail(self, layouts, head):
         live = slice(0, int(layouts.count[head]))
         level, index = np.asarray(layouts.level[head][live]), np.asarray(layouts.index[head][live])
-        return index[level == 0]
+        return index[(level == 0) & np.asarray(layouts.shown[head][live])]
+
+
+class Probe:
+    """What refocuses gained: the tokens after one, behind the working context of before it.
+
+    Both contexts hold the newest tokens, before as the tail, afterwards as recent blocks, and both
+    are scored on the same next ones (law 3). So the difference is all that the refocus changed:
+    the layout, and the recent blocks' rows where the tail policy renews them.
+    """
+
+    def __init__(self, every: int):
+        self._every = every
+        self.forget()
+
+    def forget(self) -> None:
+        self._before = None  # (buffer, tail), copied: the session goes on to change its own
+        self._tokens: list[np.ndarray] = []
+        self._nll: list[tuple[jax.Array, int]] = []
+
+    def remember(self, session) -> None:
+        """Called when a refocus is decided and nothing is written yet."""
+        self.forget()
+        due = self._every and session.refocuses % self._every == 0
+        if due and session.assembly.buffer is not None and session.tail.length > 0:
+            self._before = jax.tree.map(jnp.copy, (session.assembly.buffer, session.tail))
+
+    def saw(self, tokens: np.ndarray, nll: list[tuple[jax.Array, int]]) -> None:
+        """Tokens read since, and their NLL by call (`Session._read_behind`)."""
+        if self._before is not None:
+            self._tokens.append(tokens)
+            self._nll += nll
+
+    def gained(self, session) -> dict[str, float]:
+        """Of the last refocus, if it was probed: nats/token of all tokens after it but the first.
+
+        Negative is better, as ΔNLL always.
+        """
+        if self._before is None:
+            return {}
+        tokens = np.concatenate([*self._tokens, np.zeros(0, np.int32)])
+        interval = session.config.every * session.model.gist.block
+        if len(tokens) != interval:  # a seek or a prompt in between: one compiled shape only
+            return {}
+        after = np.concatenate([np.asarray(nll)[:count] for nll, count in self._nll])
+        before = reading.peek(
+            session.model,
+            session.config.merger == "learned",
+            session.params,
+            *self._before,
+            tokens.astype(np.int32),
+            session.prefix_bias,
+        )
+        return {"refocus/delta_nll": float(after[1:].mean() - np.asarray(before).mean())}
 
 
 def _row_bytes(model) -> int:

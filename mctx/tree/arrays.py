@@ -1,10 +1,11 @@
-"""The arrays of a tree: where they are stored, in what shape, and reading them by extents.
+"""The arrays of a tree: where they are stored, in what shape, and reading them by address.
 
     epoch-00000003/tokens    int32   [rows]
     epoch-00000003/lod1      uint16  [rows, slots, gist_width]     … /lod2, one per level
 
-Each epoch, that is each writer, has its own arrays, so no writer can touch another's rows. All
-are zarr3 with a crc32c on every chunk and every shard index: a flipped bit is an error.
+Each epoch, that is each writer, has its own arrays, so no writer can touch another's rows, and a
+row is addressed by (level, epoch, row). All are zarr3 with a crc32c on every chunk and every shard
+index: a flipped bit is an error.
 
 Gists are bfloat16, stored as its 16 bits in uint16, because `zarr` for Python cannot open
 bfloat16. (float16 would keep three bits more but overflows at 65,504, and the models compute in
@@ -12,7 +13,7 @@ bfloat16 anyway.) In numpy: `array[i].view(ml_dtypes.bfloat16)`.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -20,20 +21,25 @@ import ml_dtypes
 import numpy as np
 import tensorstore as ts
 
-from mctx.tree.head import Extents, TreeSpec, explained, locate, pieces
+from mctx.tree.extents import Extent
+from mctx.tree.head import TreeError, TreeSpec, explained
 
 # Arrays are sized once and for all: a resize and the write after it can be seen half done.
 ROWS = 2**40
 
 # A shard is a file and is rewritten whole when rows are added to it; a chunk is what a read
 # fetches. A live session commits one block at a time, so the shard bounds what each commit
-# writes, whatever the history's length: at 1 MiB about 3 ms an array, fsync included (10 ms at
-# 4 MiB), while bulk ingest, which fills whole shards, is within a tenth of larger ones.
+# writes, whatever the history's length. Who writes much at once fills whole shards, and every
+# file that is synced costs a few milliseconds, so then fewer and larger ones are faster.
 SHARD_BYTES = 2**20
 CHUNK_BYTES = 2**15
+BULK_SHARD_BYTES, BULK_CHUNK_BYTES = 2**23, 2**16
 
-# One context for the process: `memory://` trees live in it, and file writes are synced to disk.
-_CONTEXT = ts.Context({"file_io_sync": True})
+FEW_RUNS = 8  # of neighbouring pages, that are read as so many ranges
+
+# One context for the process: `memory://` trees live in it, file writes are synced to disk, and
+# so many files are read or synced at once as keep a disk busy.
+_CONTEXT = ts.Context({"file_io_sync": True, "file_io_concurrency": {"limit": 32}})
 
 
 def open_kvstore(uri: str | os.PathLike) -> ts.KvStore:
@@ -50,8 +56,8 @@ def open_kvstore(uri: str | os.PathLike) -> ts.KvStore:
 
 
 def to_bits(gists: np.ndarray) -> np.ndarray:
-    """float32 → the stored uint16, rounded to the nearest bfloat16."""
-    return np.asarray(gists, np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
+    """float32 → the stored uint16, rounded to the nearest bfloat16; always a copy."""
+    return np.asarray(gists).astype(ml_dtypes.bfloat16).view(np.uint16)
 
 
 def from_bits(bits: np.ndarray) -> np.ndarray:
@@ -80,78 +86,150 @@ def array_folder(level: int, epoch: int) -> str:
 
 
 class Arrays:
-    """Every epoch's arrays of one tree, opened when first needed."""
+    """Every epoch's arrays of one tree, opened when first needed.
 
-    def __init__(self, kvstore: ts.KvStore, uri: str, spec: TreeSpec):
+    bulk: whether the arrays that are made here are for writing much at once.
+    """
+
+    def __init__(self, kvstore: ts.KvStore, uri: str, spec: TreeSpec, bulk: bool = False):
+        self.uri = uri
+        self.spec = spec
         self._kvstore = kvstore
-        self._uri = uri
-        self._spec = spec
+        self._bulk = bulk
         self._open: dict[tuple[int, int], ts.TensorStore] = {}
 
-    def write(self, level: int, epoch: int, row: int, values: np.ndarray) -> Callable[[], None]:
-        """Start writing rows; they are stored for good once the returned function returns."""
-        array = self._array(level, epoch, create=True)
-        future = array[row : row + len(values)].write(values)
+    def write(self, level: int, epoch: int, row: int, *parts: np.ndarray) -> Callable[[], None]:
+        """Start writing rows, one part behind the other, which must not change any more.
+
+        They are stored for good once the returned function returns.
+        """
+        futures = []
+        for values in parts:
+            rows = self._array(level, epoch, create=True)[row : row + len(values)]
+            # Copied by this thread, unless told that it need not be: whole chunks, then.
+            how = {"can_reference_source_data_indefinitely": self._bulk}
+            futures.append(rows.write(values, **how))
+            row += len(values)
 
         def wait() -> None:
-            with explained(f"Rows of level {level} of {self._uri} cannot be written"):
-                future.result()
+            with explained(f"Rows of level {level} of {self.uri} cannot be written"):
+                for future in futures:
+                    future.result()
 
         return wait
 
-    def read_range(self, level: int, extents: Extents, start: int, stop: int) -> np.ndarray:
-        """Logical rows [start, stop) → [stop - start, …]."""
-        parts = pieces(extents, start, stop)
+    def read_parts(self, level: int, parts: Sequence[Extent]) -> list[np.ndarray]:
+        """The rows of every part, all read at once; their logical rows are named in an error."""
         reads = []
         for _, epoch, row, length in parts:
             array = self._array(level, epoch)
             reads.append(array[row : row + length].read())
-        values = np.empty((stop - start, *row_shape(self._spec, level)), row_dtype(level))
+        found = []
         for part, read in zip(parts, reads, strict=True):
-            with self._damage(level, part.start, part.stop - 1):
-                values[part.start - start : part.stop - start] = read.result()
-        return values
+            with self.damage(level, part.start, part.stop - 1):
+                found.append(read.result())
+        return found
 
-    def read_rows(self, level: int, extents: Extents, indices: np.ndarray) -> np.ndarray:
-        """Logical rows `indices` [n] → [n, …], one read per epoch that holds some, all at once."""
-        epochs, rows = locate(extents, indices)
+    def read_rows(
+        self, level: int, epochs: np.ndarray, rows: np.ndarray, logical: np.ndarray
+    ) -> np.ndarray:
+        """Rows at (epochs [n], rows [n]) → [n, …], one read per epoch, all at once.
+
+        logical: [n], what the rows are in the history, for the sentence of an error.
+        """
         reads = []
         for epoch in np.unique(epochs):
             here = np.flatnonzero(epochs == epoch)
             reads.append((here, self._array(level, int(epoch))[rows[here]].read()))
-        values = np.empty((len(indices), *row_shape(self._spec, level)), row_dtype(level))
+        values = np.empty((len(rows), *row_shape(self.spec, level)), row_dtype(level))
         for here, read in reads:
-            with self._damage(level, indices[here].min(), indices[here].max()):
+            with self.damage(level, logical[here].min(), logical[here].max()):
                 values[here] = read.result()
         return values
+
+    def read_pages(
+        self, level: int, epoch: int, pages: np.ndarray, size: int, end: int
+    ) -> Callable[[], np.ndarray]:
+        """Start reading pages: page p is rows [p·size, (p + 1)·size) of one array.
+
+        Args:
+          pages: [n], rising.
+          end: rows from this one on are not read; what stands for them is undefined.
+
+        Returns:
+          A function that waits for them: [n, size, …].
+        """
+        array = self._array(level, epoch)
+        runs = np.split(pages, np.flatnonzero(np.diff(pages) != 1) + 1)
+        if len(runs) > FEW_RUNS:
+            rows = np.minimum(pages[:, None] * size + np.arange(size), end - 1)
+            return array[rows].read().result
+        reads = []
+        for run in runs:
+            stop = min((int(run[-1]) + 1) * size, end)
+            reads.append(array[int(run[0]) * size : stop].read())
+
+        def wait() -> np.ndarray:
+            if len(reads) == 1 and len(pages) * size == reads[0].result().shape[0]:
+                return reads[0].result().reshape(len(pages), size, *array.shape[1:])
+            values = np.zeros((len(pages), size, *array.shape[1:]), row_dtype(level))
+            flat, at = values.reshape(-1, *array.shape[1:]), 0
+            for run, read in zip(runs, reads, strict=True):
+                found = read.result()
+                flat[at : at + len(found)] = found
+                at += len(run) * size
+            return values
+
+        return wait
+
+    def read_into(
+        self, memory: np.ndarray, level: int, epoch: int, row: int
+    ) -> Callable[[], None]:
+        """Start reading neighbouring rows into memory [n, slots·gist_width]; returns a wait."""
+        rows = memory.reshape(len(memory), *row_shape(self.spec, level))
+        target = ts.array(rows, context=_CONTEXT)
+        return target.write(self._array(level, epoch)[row : row + len(rows)]).result
+
+    def damage(self, level: int, first: int, last: int):
+        """Turns an error of reading into a sentence that names logical rows."""
+        return explained(
+            f"Level {level}, rows {first} to {last} of {self.uri} cannot be read; "
+            "if a file is damaged, restore it from a copy"
+        )
 
     def _array(self, level: int, epoch: int, create: bool = False) -> ts.TensorStore:
         """An epoch's array; only the epoch's writer creates it, with its first row."""
         if (level, epoch) not in self._open:
+            folder = array_folder(level, epoch)
             spec = {
                 "driver": "zarr3",
-                "kvstore": (self._kvstore / array_folder(level, epoch)).spec().to_json(),
+                "kvstore": (self._kvstore / folder).spec().to_json(),
                 # Without these two a lost file reads as zeros.
                 "fill_missing_data_reads": False,
                 "store_data_equal_to_fill_value": True,
-                "metadata": _metadata(self._spec, level),
             }
-            with explained(f"{array_folder(level, epoch)} of {self._uri} cannot be opened"):
-                opening = ts.open(spec, open=True, create=create, context=_CONTEXT)
-                self._open[level, epoch] = opening.result()
+            if create:
+                spec["metadata"] = _metadata(self.spec, level, self._bulk)
+            with explained(f"{folder} of {self.uri} cannot be opened"):
+                array = ts.open(spec, open=True, create=create, context=_CONTEXT).result()
+            self._check(array, level, folder)
+            self._open[level, epoch] = array
         return self._open[level, epoch]
 
-    def _damage(self, level: int, first: int, last: int):
-        return explained(
-            f"Level {level}, rows {first} to {last} of {self._uri} cannot be read; "
-            "if a file is damaged, restore it from a copy"
-        )
+    def _check(self, array: ts.TensorStore, level: int, folder: str) -> None:
+        """The size of shards is the writer's choice; all else follows from the tree's spec."""
+        shape = (ROWS, *row_shape(self.spec, level))
+        if array.shape != shape or array.dtype.numpy_dtype != row_dtype(level):
+            raise TreeError(
+                f"{folder} of {self.uri} is an array {array.dtype.name} {list(array.shape)} and "
+                f"not {row_dtype(level).name} {list(shape)}; restore it from a copy."
+            )
 
 
-def _metadata(spec: TreeSpec, level: int) -> dict:
+def _metadata(spec: TreeSpec, level: int, bulk: bool) -> dict:
     shape = row_shape(spec, level)
-    chunk = _rows_in(CHUNK_BYTES, spec, level)
-    shard = max(chunk, _rows_in(SHARD_BYTES, spec, level))
+    sizes = (BULK_SHARD_BYTES, BULK_CHUNK_BYTES) if bulk else (SHARD_BYTES, CHUNK_BYTES)
+    shard, chunk = (rows_in(size, spec, level) for size in sizes)
     little_endian = {"name": "bytes", "configuration": {"endian": "little"}}
     checked = [little_endian, {"name": "crc32c"}]
     sharding = {"chunk_shape": [chunk, *shape], "codecs": checked, "index_codecs": checked}
@@ -159,11 +237,13 @@ def _metadata(spec: TreeSpec, level: int) -> dict:
         "shape": [ROWS, *shape],
         "data_type": row_dtype(level).name,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard, *shape]}},
+        # Shards are files in one folder: a folder of its own for each takes as long as the file.
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
     }
 
 
-def _rows_in(size: int, spec: TreeSpec, level: int) -> int:
+def rows_in(size: int, spec: TreeSpec, level: int) -> int:
     """The largest power of two of rows within `size` bytes, so that chunks divide shards."""
     return 1 << max(0, (size // row_bytes(spec, level)).bit_length() - 1)
 

@@ -1,8 +1,8 @@
 """Ingest: the frozen base reads the history once, window by window; GistNet makes its gists.
 
-Windows lie on a fixed grid of `model.window` tokens. A window that is not full yet is read again
-as it grows, some blocks at a time, behind the rows it already has; full windows are read in
-batches.
+Windows lie on a grid of `model.window` tokens, which starts anew at every document's borders. A
+window of text that is not full yet is read again as it grows, some blocks at a time, behind the
+rows it already has; full windows, and the padded last one of a document, are read in batches.
 Either way the rows, states and gists of a block are the same function of the tokens of its window
 up to its end (design: law 8).
 """
@@ -17,9 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mctx.flops import Count
 from mctx.models.attention import NEGATIVE
 from mctx.models.base import Context, Rows
 from mctx.models.wrapped import Wrapped, prefix_rows, read, read_windows
+from mctx.tree import editing
+from mctx.tree.documents import Span
 from mctx.tree.store import Tree, TreeSpec
 
 BATCH = 4  # windows, and groups of siblings, per call of fixed shape
@@ -52,10 +55,14 @@ def tree_spec(model: Wrapped, fingerprint: str) -> TreeSpec:
 
 
 class Reader:
-    """The compiled calls of ingest for one model; knows no tree and keeps no history."""
+    """The compiled calls of ingest for one model; knows no tree and keeps no history.
+
+    `operations` counts what the calls so far have asked of the machine (`mctx.flops`).
+    """
 
     def __init__(self, model: Wrapped, params: dict):
         self.model = model
+        self.operations = Count()
         self.params = {name: params[name] for name in ("base", "gistnet")}
         self.prefix = jax.jit(functools.partial(prefix_rows, model))(params)  # [L, 1, P, K, H]
         self._full = jax.jit(functools.partial(_read_full, model))
@@ -69,6 +76,7 @@ class Reader:
         while len(windows):  # in batches, and what is left one by one
             size = BATCH if len(windows) >= BATCH else 1
             piece, windows = windows[:size], windows[size:]
+            self.operations.add(("full", size), 1, self._full, self.params, piece)
             outs.append(jax.device_get(self._full(self.params, piece)))
         return jax.tree.map(lambda *xs: np.concatenate(xs), *outs)
 
@@ -89,7 +97,9 @@ class Reader:
           The window's rows, on the device, and on the host what was added: rows
           [L, n·K_1, K, H], states [L + 1, n·K_1, D] and gists [n, slots, W].
         """
-        window, made = self._grow(self.params, self.prefix, tokens, before, np.int32(length))
+        args = self.params, self.prefix, tokens, before, np.int32(length)
+        self.operations.add(("grow", len(tokens)), 1, self._grow, *args)
+        window, made = self._grow(*args)
         return window, *jax.device_get(made)
 
     def pool(self, level: int, children: np.ndarray) -> np.ndarray:
@@ -140,23 +150,27 @@ def _ascend(model, params, level, families):
 
 
 class Ingest:
-    """Feeds tokens into a tree and hands out what the base made of every complete block.
+    """Feeds text and documents into a tree; the caller commits.
 
-    Tokens short of a block wait in memory (`waiting`); the tree holds whole blocks only, so a tree
-    is always at a block's border. A window grows by `stride` blocks at once where so many have
-    come, else block by block.
+    What the base made of every complete block of text is handed out. Tokens short of a block wait
+    in memory (`waiting`); the tree holds whole blocks only, so a tree is always at a block's
+    border. A window grows by `stride` blocks at once where so many have come, else block by block.
+    `pad`: the token that fills the last block of a document, and of text that a document follows.
     """
 
-    def __init__(self, reader: Reader, tree: Tree, stride: int = 1):
-        self.reader, self.tree = reader, tree
+    def __init__(self, reader: Reader, tree: Tree, stride: int = 1, pad: int = 0):
+        self.reader, self.tree, self.pad = reader, tree.own, pad
+        self._whole = tree  # with what is mounted before our own
         self.waiting = np.zeros(0, np.int32)
         self._stride = stride * reader.model.gist.block
         self._open = reader.empty_window()
         self._open_length = 0
         self._resume()
 
+    # -- text ------------------------------------------------------------------------------
+
     def feed(self, tokens: np.ndarray) -> Iterator[Blocks]:
-        """Adds tokens; every block that becomes complete is read, gisted and appended.
+        """Adds tokens; every block that becomes complete is read, gisted and staged.
 
         The work is done as the result is iterated over, a few windows at a time, so that a long
         text needs no more memory than a short one.
@@ -170,13 +184,11 @@ class Ingest:
             take = self._take_windows if at_border else self._take_blocks
             made = take(self.waiting[:stop])
             self.waiting = self.waiting[stop:]
-            self._complete_levels()
             yield made
 
     def _take_windows(self, tokens):
         rows, states, gists = self.reader.full_windows(tokens)
-        first = self.tree.blocks
-        self.tree.append(tokens, {1: gists.reshape(-1, *gists.shape[2:])})
+        first = self._append(tokens, gists.reshape(-1, *gists.shape[2:]))
         joined = states.swapaxes(0, 1).reshape(states.shape[1], -1, states.shape[-1])
         return Blocks(first, *(self._by_block(x) for x in rows), joined)
 
@@ -192,9 +204,8 @@ class Ingest:
         return tokens[: self._stride if self._stride <= room else self.reader.model.gist.block]
 
     def _take_blocks(self, tokens):
-        first = self.tree.blocks
         rows, states, gists = self._read_open(tokens)
-        self.tree.append(tokens, {1: gists})
+        first = self._append(tokens, gists)
         return Blocks(first, *(self._by_block(x[None]) for x in rows), states)
 
     def _read_open(self, tokens):
@@ -203,23 +214,58 @@ class Ingest:
         self._open_length = (self._open_length + len(tokens)) % self.reader.model.window
         return made
 
-    def _complete_levels(self):
-        tree, fanouts = self.tree, self.tree.spec.fanouts
-        for level in range(2, len(fanouts) + 1):
-            k, have = fanouts[level - 1], tree.count(level)
-            whole = tree.count(level - 1) // k
-            if whole > have:
-                children = tree.gather(level - 1, np.arange(have * k, whole * k))
-                empty = np.zeros(0, np.int32)
-                tree.append(empty, {level: self.reader.pool(level, children)})
+    def _append(self, tokens, gists):
+        """Blocks and all gists that they complete; returns the first block's index."""
+        draft, first = editing.Draft(self.tree), self.tree.blocks
+        draft.write_blocks(first, tokens, gists, first + len(gists))
+        editing.ascend(self.reader, draft, [(first, first + len(gists))])
+        draft.stage()
+        return self._whole.blocks - self.tree.blocks + first
 
     def _resume(self):
-        """A tree that ends inside a window: its rows so far are read again."""
+        """Text that ends inside a window: the window's rows so far are read again."""
         size, block = self.reader.model.window, self.reader.model.gist.block
-        length = self.tree.blocks * block
-        start = length // size * size
-        tokens = self.tree.tokens(start, length)
+        stop, began = self.tree.blocks * block, int(self.tree.borders[-1])
+        self._open_length = 0
+        tokens = self.tree.tokens(began + (stop - began) // size * size, stop)
         while len(tokens):
             more = self._next(tokens)
             self._read_open(more)
             tokens = tokens[len(more) :]
+
+    # -- documents -------------------------------------------------------------------------
+
+    def add_document(self, name: str, tokens: np.ndarray) -> Span:
+        """Adds a document behind the history; text that waits is padded to a block first."""
+        self._end_text()
+        return self._edit(editing.add, name, tokens)
+
+    def replace_document(self, name: str, tokens: np.ndarray) -> Span:
+        """Gives a document another text, in its own place or, where it outgrows that, at the end.
+
+        The windows that changed are read, and the gists above them made anew, and no others.
+        """
+        if not editing.fits(self.tree.documents, name, tokens):
+            self._end_text()
+        return self._edit(editing.replace, name, tokens)
+
+    def delete_document(self, name: str) -> None:
+        """Deletes a document; its place stays, dead."""
+        draft = editing.Draft(self.tree)
+        editing.ascend(self.reader, draft, editing.delete(draft, name))
+        draft.stage()
+
+    def _end_text(self):
+        if len(self.waiting):
+            short = -len(self.waiting) % self.reader.model.gist.block
+            for _ in self.feed(np.full(short, self.pad, np.int32)):
+                pass
+
+    def _edit(self, edit, name, tokens):
+        draft = editing.Draft(self.tree)
+        runs = edit(self.reader, draft, name, np.asarray(tokens, np.int32), self.pad)
+        editing.ascend(self.reader, draft, runs)
+        draft.stage()
+        if self.tree.borders[-1] == self.tree.length:
+            self._open_length = 0  # text that follows begins a window of its own
+        return self.tree.documents[name]

@@ -1,76 +1,257 @@
-"""The gists that were read, kept in host memory: 35 µs a row from disk, half a µs from here."""
+"""The host mirror: gists in memory, read from the arrays when they are asked for, or before.
+
+A gist is half a µs from here and 35 µs from disk. What lies at an address (level, epoch, row)
+never changes, so a copy never goes stale: a replaced document has other addresses. Where the
+mirror is smaller than the tree it keeps the pages that were asked for last.
+"""
 
 import threading
-from collections.abc import Callable
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
-MISSING = -1
+from mctx.tree.arrays import Arrays, row_bytes, row_shape, rows_in
+from mctx.tree.extents import DEAD, Extents
+from mctx.tree.head import Head
+from mctx.tree.pages import ABSENT, Bits, Eighths, Pages
+
+PAGE_BYTES = 2**12  # of rows as stored: 32 of width 64, a family of siblings
+LOAD_BYTES = 2**24  # read at once by the background
+LOADS_AHEAD = 3
+ADD_BYTES = 2**20
+WORTH_LOADING = 2**20  # bytes; a tree with less is here after a few reads anyway
+
+End = Callable[[int], int]  # epoch → the row from which on its array must not be read
 
 
-class Rows:
-    """An array that grows along its first axis in amortised constant time."""
+class MirrorConfig(NamedTuple):
+    """Attributes:
+    limit: bytes of gists held in memory.
+    int8: hold 8 bits and a scale per gist instead of bfloat16: half the memory, and every value
+      off by at most 1/254 of its gist's largest.
+    load: read in the background, from the coarsest level on, all levels that fit.
+    """
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype):
-        self._store = np.empty((0, *shape), dtype)
-        self._length = 0
+    limit: int = 2**30
+    int8: bool = False
+    load: bool = True
 
-    def __len__(self) -> int:
-        return self._length
 
-    @property
-    def values(self) -> np.ndarray:
-        """[len, …], a view."""
-        return self._store[: self._length]
+class _Piece(NamedTuple):
+    """Neighbouring pages of one array, not from row `end` on."""
 
-    def extend(self, values: np.ndarray) -> None:
-        """Add rows at the end."""
-        length = self._length + len(values)
-        if length > len(self._store):
-            capacity = max(length, 2 * self._length)
-            grown = np.empty((capacity, *self._store.shape[1:]), self._store.dtype)
-            grown[: self._length] = self.values
-            self._store = grown
-        self._store[self._length : length] = values
-        self._length = length
+    level: int
+    epoch: int
+    pages: np.ndarray
+    end: int
 
 
 class Mirror:
-    """Host copies of gists by (level, index); safe to share between threads.
+    """Gists by (level, epoch, row); safe to share between threads."""
 
-    A committed gist never changes, so what is here never goes stale. It holds all that was read.
-    """
-
-    def __init__(self, levels: int, shape: tuple[int, ...], dtype: np.dtype):
-        self._rows = Rows(shape, dtype)
-        self._places = [Rows((), np.dtype(np.int64)) for _ in range(levels + 1)]  # index → row
+    def __init__(self, arrays: Arrays, config: MirrorConfig | None = None):
+        self._arrays, self.config = arrays, config or MirrorConfig()
+        spec = arrays.spec
+        self._shape = row_shape(spec, 1)
+        self._size = rows_in(PAGE_BYTES, spec, 1)
+        coding = (Eighths if self.config.int8 else Bits)(spec.slots * spec.gist_width)
+        self._pages = Pages(coding, self._size, self.config.limit)
         self._lock = threading.Lock()
+        self._worker: ThreadPoolExecutor | None = None
+        self._ahead: Future | None = None
+        self.loaded: Future | None = None  # set by `load`; its result: bytes held in the end
 
-    def __len__(self) -> int:
-        """Gists held."""
-        return len(self._rows)
+    @property
+    def nbytes(self) -> int:
+        """Of the pages that are held."""
+        return len(self._pages) * self._size * self._pages.row_bytes
 
     def gather(
-        self, level: int, indices: np.ndarray, read: Callable[[np.ndarray], np.ndarray]
+        self, level: int, epochs: np.ndarray, rows: np.ndarray, logical: np.ndarray, end: End
     ) -> np.ndarray:
-        """Gists `indices` [n] of a level → [n, …]; `read` is called once for all that miss."""
-        if not len(indices):
-            return self._rows.values[:0]
-        with self._lock:
-            places = self._covering(level, indices.max() + 1)
-            missing = np.unique(indices[places[indices] == MISSING])
-        if len(missing):
-            values = read(missing)  # outside the lock: hits of other threads need not wait
-            with self._lock:
-                places = self._covering(level, 0)
-                new = places[missing] == MISSING
-                places[missing[new]] = len(self._rows) + np.arange(new.sum())
-                self._rows.extend(values[new])
-        with self._lock:
-            return self._rows.values[self._places[level].values[indices]]
+        """Gists at (epochs [n], rows [n]) of a level → float32 [n, slots, gist_width].
 
-    def _covering(self, level: int, count: int) -> np.ndarray:
-        """The level's index → row table, grown to at least `count` places."""
-        places = self._places[level]
-        places.extend(np.full(max(0, count - len(places)), MISSING))
-        return places.values
+        All that miss are read at once, in whole pages.
+
+        Args:
+          logical: [n], what the rows are in the history, for the sentence of an error.
+        """
+        flat = np.empty((len(rows), self._shape[0] * self._shape[1]), np.float32)
+        missing = []
+        for epoch, here in _by_epoch(epochs):
+            with self._lock:
+                places = self._pages.find(level, epoch, rows[here])
+                absent = places == ABSENT
+                if not absent.any():
+                    flat[here] = self._pages.take(places)
+                    continue
+                members = np.arange(len(rows))[here]
+                flat[members[~absent]] = self._pages.take(places[~absent])
+            missing.append((epoch, members[absent]))
+        self._read(level, rows, logical, missing, end, flat)
+        return flat.reshape(-1, *self._shape)
+
+    def _read(self, level, rows, logical, missing, end, out):
+        """Reads the pages of missing rows of several epochs at once, keeps them, fills `out`."""
+        begun = []
+        for epoch, members in missing:
+            pages, which = np.unique(rows[members] // self._size, return_inverse=True)
+            stop = end(epoch)
+            wait = self._arrays.read_pages(level, epoch, pages, self._size, stop)
+            begun.append((epoch, members, pages, which.ravel(), stop, wait))
+        for epoch, members, pages, which, stop, wait in begun:
+            with self._arrays.damage(level, logical[members].min(), logical[members].max()):
+                bits = wait()
+            with self._lock:
+                encoded = self._pages.put(level, epoch, pages, bits, stop)
+            places = which * self._size + rows[members] % self._size
+            out[members] = self._pages.decode(encoded, places)
+
+    def add(self, level: int, epoch: int, row: int, parts: list[np.ndarray]) -> None:
+        """Rows that were just stored and committed come here without being read, if they are few.
+
+        Who writes much at once is not about to read it.
+        """
+        if sum(part.nbytes for part in parts) <= ADD_BYTES:
+            with self._lock:
+                self._pages.add(level, epoch, row, np.concatenate(parts))
+
+    def prefetch(
+        self, level: int, epochs: np.ndarray, rows: np.ndarray, logical: np.ndarray, end: End
+    ) -> Future | None:
+        """As `gather`, in the background and for later; nothing where one is under way.
+
+        An error is left for who needs the rows.
+        """
+        if self._ahead and not self._ahead.done():
+            return None
+        self._ahead = self._submit(self.gather, level, epochs, rows, logical, end)
+        return self._ahead
+
+    def load(self, head: Head) -> None:
+        """Starts reading what HEAD lists, coarse levels first, as many levels as fit."""
+        rows = sum(head.count(level) for level in range(1, head.spec.levels + 1))
+        if rows * row_bytes(head.spec, 1) >= WORTH_LOADING:
+            self.loaded = Future()
+            self._submit(_begin_to_load, weakref.ref(self), head, self.loaded)
+
+    def _begin(self, piece: _Piece) -> Callable[[], None]:
+        """Starts reading a piece; the returned function waits, and holds it.
+
+        Straight to its place if that can be: else it is copied there, which takes about as long.
+        """
+        level, epoch, pages, end = piece
+        first, stop = int(pages[0]) * self._size, (int(pages[-1]) + 1) * self._size
+        slots = None
+        if stop - first == len(pages) * self._size <= end - first:
+            with self._lock:
+                slots = self._pages.claim(len(pages))
+                memory = self._pages.claimed(slots) if slots else None
+        if slots is None:
+            wait = self._arrays.read_pages(level, epoch, pages, self._size, end)
+        else:
+            wait = self._arrays.read_into(memory, level, epoch, first)
+
+        def hold() -> None:
+            try:
+                bits = wait()
+            except Exception:
+                if slots:
+                    with self._lock:
+                        self._pages.abandon(slots)
+                raise
+            with self._lock:
+                if slots:
+                    self._pages.fill(level, epoch, pages, slots, memory, end)
+                else:
+                    self._pages.put(level, epoch, pages, bits, end)
+
+        return hold
+
+    def close(self) -> None:
+        """Ends what is done in the background; reading goes on."""
+        if self._worker:
+            self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def _submit(self, function: Callable, *arguments) -> Future | None:
+        """Runs it in the mirror's one thread; None when there is none any more."""
+        if not self._worker:
+            self._worker = ThreadPoolExecutor(1, thread_name_prefix="mirror")
+        try:
+            return self._worker.submit(function, *arguments)
+        except RuntimeError:  # closed, or the interpreter is ending
+            return None
+
+
+def _begin_to_load(mirror: weakref.ref, head: Head, loaded: Future) -> None:
+    self = mirror()
+    if self is None:
+        return
+    wanted, room, size = [], self._pages.capacity, self._size
+    for level in range(head.spec.levels, 0, -1):
+        pages = [_Piece(level, *each) for each in _pages_of(head.extents[level], size)]
+        room -= sum(len(each.pages) for each in pages)
+        if room < 0:
+            break
+        wanted += pages
+    with self._lock:
+        self._pages.reserve(sum(len(each.pages) for each in wanted))
+    step = max(1, LOAD_BYTES // (size * row_bytes(head.spec, 1)))
+    pieces = (
+        each._replace(pages=each.pages[at : at + step])
+        for each in wanted
+        for at in range(0, len(each.pages), step)
+    )
+    self._submit(_load, mirror, pieces, deque(), loaded)
+
+
+def _load(mirror: weakref.ref, pieces: Iterator[_Piece], begun: deque, loaded: Future) -> None:
+    """Keeps some reads under way, takes in the first, and comes again.
+
+    One piece at a time, so that prefetches come between, and that a mirror which nobody has any
+    more, or a program that ends, is not waited for.
+    """
+    self = mirror()
+    if self is None:
+        return
+    try:
+        while len(begun) < LOADS_AHEAD and (piece := next(pieces, None)):
+            begun.append(self._begin(piece))
+        if not begun:
+            loaded.set_result(self.nbytes)
+            return
+        begun.popleft()()
+    except Exception as error:  # who needs these rows will be told
+        loaded.set_exception(error)
+        return
+    if self._submit(_load, mirror, pieces, begun, loaded) is None:
+        loaded.cancel()
+
+
+def _by_epoch(epochs: np.ndarray) -> Iterator[tuple[int, np.ndarray | slice]]:
+    """Every epoch and where it stands; most often there is one."""
+    if not len(epochs):
+        return
+    if (epochs == epochs[0]).all():
+        yield int(epochs[0]), slice(None)
+        return
+    for epoch in np.unique(epochs).tolist():
+        yield epoch, np.flatnonzero(epochs == epoch)
+
+
+def _pages_of(extents: Extents, size: int) -> list[tuple[int, np.ndarray, int]]:
+    """The pages of stored rows: by epoch, their numbers, rising, and where its rows end."""
+    found, table = [], extents.table
+    for epoch in np.unique(table[:, 1]).tolist():
+        if epoch != DEAD:
+            _, _, row, length = table[table[:, 1] == epoch].T
+            first, last = row // size, (row + length - 1) // size
+            counts = last - first + 1
+            within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            pages = np.unique(np.repeat(first, counts) + within)
+            found.append((epoch, pages, int((row + length).max())))
+    return found

@@ -1,4 +1,4 @@
-"""The MegaContext tree: every token and every gist of one history, append-only, on TensorStore.
+"""The MegaContext tree: every token and every gist of one history, on TensorStore.
 
     with Tree.create("runs/history", TreeSpec(fanouts=(32, 8, 8), ...)) as tree:
         tree.append(tokens, {1: gists, 2: parents})
@@ -9,68 +9,84 @@ The commit protocol (design: law 6). To open for writing is to take the next epo
 compare-and-swap on HEAD, before anything else is written. The newest epoch owns the tree: the
 writer before it learns at its next commit that it was succeeded, and nothing it wrote since is
 ever readable, because a writer's rows go to its own epoch's arrays and only HEAD makes them part
-of the tree. A commit waits until its rows are stored, then replaces HEAD atomically. Arrays and
-their layout: mctx/tree/arrays.py; HEAD: mctx/tree/head.py.
+of the tree. A commit waits until its rows are stored, then replaces HEAD atomically. Nothing that
+can be read is ever overwritten: a replacement is new rows and another list of extents.
+
+Reading: mctx/tree/view.py; arrays: arrays.py; HEAD: head.py; what is staged: state.py; documents:
+documents.py and editing.py; compaction: compact.py.
 """
 
+import functools
 import os
-import uuid
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import tensorstore as ts
 
 from mctx.tree import arrays as stored
+from mctx.tree import checks
 from mctx.tree.arrays import Arrays
-from mctx.tree.head import Head, HeadRecord, TreeError, TreeSpec, extended
-from mctx.tree.mirror import Mirror, Rows
+from mctx.tree.documents import Documents
+from mctx.tree.extents import Extent, Extents, first_rows
+from mctx.tree.head import Head, HeadRecord, TreeError, TreeSpec
+from mctx.tree.mirror import MirrorConfig
+from mctx.tree.state import Change, State
+from mctx.tree.view import View
 
-__all__ = ["Tree", "TreeError", "TreeSpec"]
-
-MAX_BLOCKS = 2**31  # a node's index is an int32 on the device
-
-
-class _State(NamedTuple):
-    """What can be read through one handle; replaced as one, so readers in threads see either."""
-
-    head: Head
-    pending: list[Rows]  # by level, as stored: appended here, not yet committed
-
-    @classmethod
-    def at(cls, head: Head) -> "_State":
-        rows = [
-            Rows(stored.row_shape(head.spec, level), stored.row_dtype(level))
-            for level in range(head.spec.levels + 1)
-        ]
-        return cls(head, rows)
-
-    def rows(self, level: int) -> int:
-        """Tokens for level 0, gists above."""
-        return self.head.count(level) + len(self.pending[level])
+__all__ = ["Change", "Tree", "TreeError", "TreeSpec"]
 
 
-class Tree:
+class Tree(View):
     """One history; made by `Tree.create` or `Tree.open`.
 
     Every error is a `TreeError`, a `UserError` with one sentence. One thread may append and
     commit while others read.
     """
 
-    def __init__(self, uri: str, kvstore: ts.KvStore, head: Head, writable: bool):
-        spec = head.spec
-        self.uri = uri
-        self._state = _State.at(head)
-        self._writable = writable
-        self._record = HeadRecord(kvstore, uri)
-        self._arrays = Arrays(kvstore, uri, spec)
-        self._mirror = Mirror(spec.levels, stored.row_shape(spec, 1), stored.row_dtype(1))
-        self._next_row = [0] * (spec.levels + 1)  # in this epoch's arrays, which start empty
+    def __init__(
+        self,
+        uri: str,
+        kvstore: ts.KvStore,
+        record: HeadRecord,
+        head: Head,
+        generation: bytes | None,
+        taken: int = 0,
+        bulk: bool = False,
+        mirror: MirrorConfig | None = None,
+    ):
+        super().__init__(uri, Arrays(kvstore, uri, head.spec, bulk), State.at(head), mirror)
+        self.kvstore = kvstore
+        self._record = record
+        self._lock = threading.Lock()  # between who stages and who commits in the background
+        self._background: Future | None = None
+        self._own(head, generation, taken)
+        if self._mirror.config.load:
+            self._mirror.load(head)
+
+    def _own(self, head: Head, generation: bytes | None, taken: int = 0) -> None:
+        """Stands at `head`; to write, when there is a generation to replace it under.
+
+        taken: how many epochs up to the head's are this writer's.
+        """
+        self._generation, self._taken = generation, taken
+        writes = generation is not None
+        self._state = State.at(head, [0] * (head.spec.levels + 1) if writes else None)
 
     @classmethod
-    def create(cls, uri: str | os.PathLike, spec: TreeSpec) -> "Tree":
-        """A new, empty tree, open for writing. TreeError when one is there already."""
+    def create(
+        cls,
+        uri: str | os.PathLike,
+        spec: TreeSpec,
+        bulk: bool = False,
+        mirror: MirrorConfig | None = None,
+    ) -> "Tree":
+        """A new, empty tree, open for writing; arguments as for `open`.
+
+        TreeError when one is there already.
+        """
         uri = os.fspath(uri)
         kvstore = stored.open_kvstore(uri)
         record = HeadRecord(kvstore, uri)
@@ -80,17 +96,27 @@ class Tree:
         if stored.has_remains(kvstore, uri):
             raise TreeError(f"{uri} holds parts of a tree without its HEAD; choose an empty path.")
         empty = Head(spec, epoch=0, writer="", extents=((),) * (spec.levels + 1))
-        return cls(uri, kvstore, _take(record, empty, generation, uri), writable=True)
+        taken = record.take(empty, generation)
+        return cls(uri, kvstore, record, *taken, bulk=bulk, mirror=mirror)
 
     @classmethod
     def open(
-        cls, uri: str | os.PathLike, mode: str = "r", fingerprint: str | None = None
+        cls,
+        uri: str | os.PathLike,
+        mode: str = "r",
+        fingerprint: str | None = None,
+        epochs: int = 1,
+        bulk: bool = False,
+        mirror: MirrorConfig | None = None,
     ) -> "Tree":
         """An existing tree, mode 'r' to read or 'w' to read and append.
 
         'w' takes the tree over: an older writer is refused at its next commit. `fingerprint`, if
-        given, must be the one that the tree was created with. TreeError when there is no tree, or
-        a damaged one, or one of a newer format or of other models.
+        given, must be the one that the tree was created with. `epochs`: how many to take, the
+        last for this handle and those before it for writers whose rows it will `adopt`. `bulk`:
+        large commits are expected, and small ones may be slow. `mirror`: how much of the gists to
+        hold in memory. TreeError when there is no tree, or a damaged one, or one of a newer format
+        or of other models.
         """
         if mode not in ("r", "w"):
             raise TreeError(f"A tree is opened with mode 'r' or 'w', not {mode!r}.")
@@ -105,9 +131,10 @@ class Tree:
                 f"The gists of {uri} were made by models {head.spec.fingerprint!r}, not by "
                 f"{fingerprint!r}; use those models or ingest into a new tree."
             )
-        if mode == "w":
-            head = _take(record, head, generation, uri)
-        return cls(uri, kvstore, head, writable=mode == "w")
+        if mode == "r":
+            return cls(uri, kvstore, record, head, None, mirror=mirror)
+        taken = record.take(head, generation, epochs)
+        return cls(uri, kvstore, record, *taken, bulk=bulk, mirror=mirror)
 
     @classmethod
     def exists(cls, uri: str | os.PathLike) -> bool:
@@ -116,100 +143,48 @@ class Tree:
         return HeadRecord(stored.open_kvstore(uri), uri).read()[0] is not None
 
     @property
-    def spec(self) -> TreeSpec:
-        return self._state.head.spec
+    def own(self) -> "Tree":
+        """The tree that is written: this one. (An overlay has others before it.)"""
+        return self
 
     @property
-    def length(self) -> int:
-        """Tokens: the committed ones and those appended here since."""
-        return self._state.rows(0)
+    def epoch(self) -> int:
+        """The newest writer's: this handle's own, if it writes."""
+        return self.head.epoch
 
     @property
-    def blocks(self) -> int:
-        """Complete blocks of K_1 tokens."""
-        return self.length // self.spec.fanouts[0]
+    def writable(self) -> bool:
+        return self._generation is not None
 
-    def count(self, level: int) -> int:
-        """Nodes of a level: complete blocks at level 0, gists above."""
-        self._check_level(level, lowest=0)
-        return self._state.rows(level) if level else self.blocks
+    def _reading(self, read: Callable[[State], np.ndarray]) -> np.ndarray:
+        """What `read` makes of the state; of the same rows elsewhere, if they were compacted."""
+        state = self._state
+        try:
+            return read(state)
+        except TreeError as error:
+            moved = self._moved(state, error)
+        return read(moved)
 
-    def append(self, tokens: np.ndarray, gists: Mapping[int, np.ndarray] | None = None) -> None:
-        """Add tokens, and to each level the gists that follow those it has; `commit` stores them.
-
-        tokens: integers [n], any n. gists: level → float [m, slots, gist_width], the next m nodes
-        of that level, whose tokens must be in the tree by now. They are kept as bfloat16.
-        """
-        self._check_writable()
-        tokens = self._checked_tokens(tokens)
-        length = self.length + len(tokens)
-        bits = {
-            level: self._checked_gists(level, values, length)
-            for level, values in (gists or {}).items()
-        }
-        for level, rows in ({0: tokens} | bits).items():
-            self._state.pending[level].extend(rows)
-
-    def commit(self) -> None:
-        """Make all that was appended part of the tree, durably and at once.
-
-        TreeError when another writer has taken the tree over, or a row cannot be stored; the tree
-        is then as it was.
-        """
-        self._check_writable()
-        head, pending = self._state
-        extents, waits = list(head.extents), []
-        for level, rows in enumerate(pending):
-            if len(rows):
-                row = self._next_row[level]
-                waits.append(self._arrays.write(level, head.epoch, row, rows.values))
-                extents[level] = extended(extents[level], head.epoch, row, len(rows))
-        if not waits:
-            return
-        for wait in waits:
-            wait()
-        self._publish(replace(head, extents=tuple(extents)))
-        for level, rows in enumerate(pending):
-            self._next_row[level] += len(rows)
-
-    def tokens(self, start: int, stop: int) -> np.ndarray:
-        """Tokens [start, stop) → int32 [stop - start]."""
-        if not 0 <= start <= stop <= self.length:
+    def _moved(self, state: State, error: TreeError) -> State:
+        """The rows of a reader's state where they lie now; `error` if that is where they lay."""
+        if self.writable:
+            raise error
+        head = self._record.read()[0]
+        if head is None or head.extents == state.head.extents or head.spec != state.head.spec:
+            raise error
+        if head.edition != state.edition:
             raise TreeError(
-                f"Tokens {start} to {stop} were asked of {self.uri}, which holds {self.length}."
-            )
-        head, pending = self._state
-        committed = head.count(0)
-        old = self._arrays.read_range(
-            0, head.extents[0], min(start, committed), min(stop, committed)
-        )
-        new = pending[0].values[max(start - committed, 0) : max(stop - committed, 0)]
-        return np.concatenate([old, new])
-
-    def gather(self, level: int, indices: np.ndarray) -> np.ndarray:
-        """Gists of nodes (level, indices) → float32 [n, slots, gist_width].
-
-        From the host mirror; what it lacks is read in one vectorised read.
-        """
-        self._check_level(level, lowest=1)
-        indices = np.asarray(indices, np.int64)
-        if len(indices) and not 0 <= indices.min() <= indices.max() < self.count(level):
-            raise TreeError(
-                f"Gists {indices.min()} to {indices.max()} of level {level} were asked of "
-                f"{self.uri}, which holds {self.count(level)}."
-            )
-        head, pending = self._state
-        extents, committed = head.extents[level], head.count(level)
-        old = indices < committed
-        bits = np.empty((len(indices), *stored.row_shape(self.spec, level)), np.uint16)
-        bits[old] = self._mirror.gather(
-            level, indices[old], lambda missing: self._arrays.read_rows(level, extents, missing)
-        )
-        bits[~old] = pending[level].values[indices[~old] - committed]
-        return stored.from_bits(bits)
+                f"What was open of {self.uri} has been replaced and compacted away since; "
+                "refresh it, or open it again."
+            ) from error
+        extents = [
+            first_rows(each, state.rows(level)) for level, each in enumerate(head.extents)
+        ]
+        self._state = State.at(replace(head, extents=extents, documents=state.documents))
+        return self._state
 
     def refresh(self) -> bool:
-        """See what a live writer has committed since; True when there is more to read.
+        """See what a live writer has committed since; True when there is more, or other, to read.
 
         A writer's own handle has nothing to see; TreeError when it was taken over, or when
         another tree lies at its place.
@@ -217,40 +192,160 @@ class Tree:
         head, known = self._record.read()[0], self._state.head
         if head is None or head.spec != known.spec or head.epoch < known.epoch:
             raise TreeError(f"The tree at {self.uri} was removed or replaced; open it again.")
-        if self._writable:
+        if self.writable:
             self._check_own(head)
             return False
-        self._state = _State.at(head)
-        return head.extents != known.extents
+        self._state = State.at(head)
+        return head.edition != known.edition or head.extents != known.extents
 
-    def stats(self) -> dict:
-        """Facts for a person: counts of nodes and stored bytes by level, and what made the tree.
+    # -- writing ---------------------------------------------------------------------------
 
-        `bytes` are those of the rows (nothing is compressed; checksums add about 0.02 %).
+    def append(self, tokens: np.ndarray, gists: Mapping[int, np.ndarray] | None = None) -> None:
+        """Add tokens, and to each level the gists that follow those it has; `commit` stores them.
+
+        tokens: integers [n], any n. gists: level → float [m, slots, gist_width], the next m nodes
+        of that level, whose tokens must be in the tree by now. They are kept as bfloat16.
+        Arrays are copied, but for int32 tokens and bfloat16 gists in read-only arrays (as JAX
+        gives them, or a file that is mapped): those must stay as they are until the commit.
         """
-        head, _ = self._state
-        levels = range(self.spec.levels + 1)
-        return {
-            "uri": self.uri,
-            "fanouts": self.spec.fanouts,
-            "slots": self.spec.slots,
-            "gist_width": self.spec.gist_width,
-            "vocab_size": self.spec.vocab_size,
-            "fingerprint": self.spec.fingerprint,
-            "epoch": head.epoch,
-            "length": self.length,
-            "uncommitted": self.length - head.count(0),
-            "counts": {level: self.count(level) for level in levels},
-            "bytes": {
-                level: self._state.rows(level) * stored.row_bytes(self.spec, level)
-                for level in levels
-            },
-        }
+        for level in gists or {}:
+            checks.level(self.uri, self.spec, level, lowest=1)
+        rows = {0: tokens} | dict(gists or {})
+        self.stage([Change(one, self._rows_of(one), len(rows[one]), rows[one]) for one in rows])
+
+    def stage(self, changes: Sequence[Change], documents: Documents | None = None) -> None:
+        """Change or add rows, and which documents there are; all at once, and in memory only.
+
+        What comes with one call is seen together, and published by one commit. The tokens and
+        gists that are replaced stay readable for those who know the state before.
+        """
+        self._check_writable()
+        with self._lock:
+            wanted = checks.changes(self.uri, self._state, changes)
+            self._state = self._state.staged(wanted, documents)
+
+    def adopt(self, level: int, epoch: int, row: int, length: int) -> None:
+        """Add rows that another process has stored in an epoch that this handle took for it."""
+        self._check_writable()
+        if not self.head.epoch - self._taken < epoch < self.head.epoch:
+            raise TreeError(f"Epoch {epoch} of {self.uri} is not one that was taken for others.")
+        self.place(level, self._rows_of(level), epoch, row, length)
+
+    def place(self, level: int, start: int, epoch: int, row: int, length: int) -> None:
+        """Say that logical rows [start, start + length) lie at another place, stored already.
+
+        They must be what they were, or rows that follow the last.
+        """
+        self._check_writable()
+        with self._lock:
+            checks.changes(self.uri, self._state, [Change(level, start, length, None)])
+            self._state = self._state.placed(level, start, epoch, row, length)
+
+    def read_parts(self, level: int, parts: list[Extent]) -> list[np.ndarray]:
+        """Committed rows by their addresses, as stored; nothing of them is kept."""
+        return self._arrays.read_parts(level, parts)
+
+    def store(self, level: int, rows: np.ndarray) -> int:
+        """Store rows, given as stored, without keeping them in memory; returns the first's row.
+
+        They are nobody's until `place` and a commit. Only while nothing is staged.
+        """
+        self._check_writable()
+        with self._lock:
+            row = self._state.first[level]
+            self._arrays.write(level, self.head.epoch, row, rows)()
+            first = list(self._state.first)
+            first[level] += len(rows)
+            self._state = self._state._replace(first=tuple(first))
+        return row
+
+    def commit(self, wait: bool = True, **fields) -> None:
+        """Make all that was staged part of the tree, durably and at once.
+
+        wait: False returns at once and leaves the work to a thread; the next commit, or `close`,
+        waits for it and raises its error. fields: of the `Head` to publish, where they change
+        (`notes`, `retired`). TreeError when another writer has taken the tree over, or a row
+        cannot be stored; the tree is then as it was, and what was staged is still staged.
+        """
+        self._check_writable()
+        self.settle()
+        with self._lock:
+            state, lengths = self._state, self._state.lengths()
+        if not (self.staged or fields):
+            return
+        job = functools.partial(self._commit, state, lengths, fields)
+        if wait:
+            job()
+        else:
+            self._background = _committers().submit(job)
+
+    def _commit(self, state: State, lengths: Sequence[int], fields: dict) -> None:
+        waits = [
+            self._arrays.write(level, state.head.epoch, row, *rows.parts(0, length))
+            for level, (rows, row, length) in enumerate(
+                zip(state.pending, state.first, lengths, strict=True)
+            )
+        ]
+        for wait in waits:
+            wait()
+        staged = {name: getattr(state, name) for name in ("extents", "documents", "edition")}
+        head = replace(state.head, **staged, **fields)
+        self._publish(head)
+        with self._lock:
+            self._state = self._state.committed(head, lengths)
+        for level, (rows, length) in enumerate(zip(state.pending, lengths, strict=True)):
+            if level and length:
+                row = state.first[level]
+                self._mirror.add(level, head.epoch, row, rows.parts(0, length))
+
+    def remake(self, spec: TreeSpec, gists: Mapping[int, Extents], notes: dict) -> None:
+        """Publish the same tokens with other gists, of other models, stored already; then close.
+
+        gists: where those of every level lie.
+        """
+        self._check_writable()
+        self.settle()
+        extents = [self.head.extents[0], *(gists[level] for level in sorted(gists))]
+        edition = self.head.edition + 1
+        self._publish(
+            replace(self.head, spec=spec, extents=extents, edition=edition, notes=notes)
+        )
+        self.close()
+
+    @property
+    def staged(self) -> bool:
+        """Whether there is anything to commit."""
+        state = self._state
+        same = state.extents == state.head.extents and state.documents == state.head.documents
+        return not same
+
+    def retire(self, epochs: Sequence[tuple[int, float]]) -> None:
+        """Publish which epochs are retired, and since when; HEAD then needs no folder but ours.
+
+        The others are those of the epochs in which rows lie.
+        """
+        self._check_writable()
+        self._record.forget_index()
+        # A rebuild under way has rows in epochs that no extent names yet: it begins anew.
+        notes = {name: note for name, note in self.head.notes.items() if name != "rebuild"}
+        self.commit(retired=tuple(epochs), notes=notes)
+
+    def renew(self) -> None:
+        """Go on under a new epoch, whose folder is empty; nothing may be staged."""
+        self._check_writable()
+        self.settle()
+        if self._taken > 1:
+            raise TreeError(f"Others still write epochs of {self.uri}; let them end first.")
+        if any(self._state.first):
+            self._own(*self._record.take(self.head, self._generation))
 
     def close(self) -> None:
-        """End writing. What was appended and not committed is dropped."""
-        self._writable = False
-        self._state = _State.at(self._state.head)
+        """End writing. What was staged and not committed is dropped."""
+        self._mirror.close()
+        try:
+            self.settle()
+        finally:
+            self._own(self.head, None)
 
     def __enter__(self) -> "Tree":
         return self
@@ -258,18 +353,28 @@ class Tree:
     def __exit__(self, kind, error, traceback) -> None:
         """Commit, unless an error is on its way out; then close."""
         try:
-            if kind is None and self._writable:
+            if kind is None and self.writable:
                 self.commit()
         finally:
             self.close()
 
+    def settle(self) -> None:
+        """Wait for a commit in the background, and raise its error."""
+        background, self._background = self._background, None
+        if background:
+            background.result()
+
     def _publish(self, head: Head) -> None:
         """Replace HEAD by `head` if this handle still owns the tree."""
-        current, generation = self._record.read()
-        self._check_own(current)
-        if not self._record.replace(head, generation):
-            self._check_own(None)
-        self._state = _State.at(head)
+        generation = self._record.replace(head, self._generation)
+        if generation is None:
+            # Another writer, or a commit of our own that was taken for failed.
+            current, generation = self._record.read()
+            self._check_own(current)
+            generation = self._record.replace(head, generation)
+            if generation is None:
+                self._check_own(None)
+        self._generation = generation
 
     def _check_own(self, current: Head | None) -> None:
         if current is None or current.writer != self._state.head.writer:
@@ -279,56 +384,16 @@ class Tree:
             )
 
     def _check_writable(self) -> None:
-        if not self._writable:
+        if not self.writable:
             raise TreeError(f"{self.uri} is not open for writing; open it with mode 'w'.")
 
-    def _check_level(self, level: int, lowest: int) -> None:
-        if not lowest <= level <= self.spec.levels:
-            raise TreeError(
-                f"Level {level} was asked of {self.uri}, which has {lowest} to {self.spec.levels}."
-            )
-
-    def _checked_tokens(self, tokens: np.ndarray) -> np.ndarray:
-        tokens = np.asarray(tokens)
-        if tokens.ndim != 1 or (tokens.size and tokens.dtype.kind not in "iu"):
-            raise TreeError(
-                f"Tokens must be integers [n], not {tokens.dtype} {list(tokens.shape)}."
-            )
-        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.spec.vocab_size:
-            raise TreeError(
-                f"Tokens {tokens.min()} to {tokens.max()} do not fit the tree's vocabulary of "
-                f"{self.spec.vocab_size}; use the tokenizer that it was made with."
-            )
-        if self.length + len(tokens) > MAX_BLOCKS * self.spec.fanouts[0]:
-            raise TreeError(
-                f"{self.uri} would pass 2**31 blocks, the most a tree can hold; start another."
-            )
-        return tokens
-
-    def _checked_gists(self, level: int, values: np.ndarray, length: int) -> np.ndarray:
-        """Gists of a level → the stored bits, when they fit a tree of `length` tokens."""
-        self._check_level(level, lowest=1)
-        values = np.asarray(values, np.float32)
-        shape = stored.row_shape(self.spec, level)
-        if values.shape[1:] != shape or not values.ndim:
-            raise TreeError(
-                f"Gists of level {level} must be [m, {shape[0]}, {shape[1]}], "
-                f"not {list(values.shape)}."
-            )
-        if not np.isfinite(values).all():
-            raise TreeError(f"Gists of level {level} hold NaN or infinity and would stay so.")
-        have, most = self._state.rows(level) + len(values), length // self.spec.span(level)
-        if have > most:
-            raise TreeError(
-                f"{have} gists of level {level} were appended to {length} tokens, "
-                f"which make {most} complete nodes."
-            )
-        return stored.to_bits(values)
+    def _rows_of(self, level: int) -> int:
+        """Rows of a level: unlike `count`, tokens at level 0."""
+        checks.level(self.uri, self.spec, level, lowest=0)
+        return self._state.rows(level)
 
 
-def _take(record: HeadRecord, head: Head, generation: bytes, uri: str) -> Head:
-    """HEAD under a new epoch of our own, published before anything else is written."""
-    taken = head.taken_by(uuid.uuid4().hex)
-    if not record.replace(taken, generation):
-        raise TreeError(f"Another writer opened {uri} at the same moment; open it again.")
-    return taken
+@functools.cache
+def _committers() -> ThreadPoolExecutor:
+    """The threads in which trees commit in the background; idle ones cost nothing."""
+    return ThreadPoolExecutor(max_workers=8, thread_name_prefix="commit")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mctx.errors import UserError
 from mctx.focus import layout
 from mctx.focus.bank import BankShape, context_of, focus_for, make_bank, shown_nodes
 from mctx.models.attention import NEGATIVE
@@ -130,3 +131,15 @@ def test_a_node_is_worth_the_best_beneath_it():
     blocks = jnp.array([[3.0, -1.0, -5.0, -2.0, 0.0, 7.0, 1.0, 1.0]])
     expected = [*blocks[0], *blocks[0], 3, -2, 7, 1, 3, 7]
     np.testing.assert_array_equal(node_utility(SHAPE, blocks)[0], expected)
+
+
+def test_levels_past_the_end_of_show_are_as_its_last():
+    deep = dataclasses.replace(GIST, fanouts=(4, 2, 2), trained=2)
+
+    def shown(show):
+        return focus_for(deep, budget=64, capacity=32, sink=1, recent=1, show=show).show
+
+    assert shown((True, False)) == (True, False, False, False)
+    assert shown((True,)) == shown(()) == (True, True, True, False)
+    with pytest.raises(UserError, match="names 5 levels"):
+        shown((True,) * 5)

@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mctx.tree.head import Extent, Head, count, decode, encode, extended, locate, pieces
+from mctx.tree.extents import Extent, count, extended, locate, pieces
+from mctx.tree.head import Head, decode, encode
 from tests.tree.history import SPEC
 
 

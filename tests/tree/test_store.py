@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from mctx.errors import UserError
 from mctx.tree import head as heads
 from mctx.tree.arrays import open_kvstore
-from mctx.tree.head import Extent, Head
-from mctx.tree.store import MAX_BLOCKS, Tree, TreeSpec
+from mctx.tree.checks import MAX_BLOCKS
+from mctx.tree.extents import Extent
+from mctx.tree.head import Head
+from mctx.tree.store import Tree, TreeSpec
 from tests.tree import history
 from tests.tree.history import SPEC
 
@@ -140,16 +142,16 @@ def test_many_small_commits_keep_head_small_and_rewrite_at_most_a_shard(tmp_path
 def test_one_read_serves_all_misses_and_hits_need_none(monkeypatch):
     uri = fresh_uri()
     with Tree.create(uri, SPEC) as tree:
-        history.append(tree, 400)
+        history.append(tree, 4 * 1000)
     tree, asked = Tree.open(uri), []
-    read_rows = tree._arrays.read_rows
+    read_pages, size = tree._arrays.read_pages, 128  # rows of 32 bytes, pages of 4 KiB
     monkeypatch.setattr(
-        tree._arrays, "read_rows", lambda *a: asked.append(a[2].tolist()) or read_rows(*a)
+        tree._arrays, "read_pages", lambda *a: asked.append(a[2].tolist()) or read_pages(*a)
     )
-    tree.gather(1, np.array([5, 90, 5]))
-    tree.gather(1, np.array([90, 5]))
-    tree.gather(1, np.array([7, 5, 3]))
-    assert asked == [[5, 90], [3, 7]]
+    for indices in ([5, 7 * size + 1, 5], [7 * size + 9, 5, 6], [3 * size, 7, 2 * size - 1]):
+        found = tree.gather(1, np.array(indices))
+        np.testing.assert_array_equal(found, history.gists(1, 0, 1000)[indices])
+    assert asked == [[0, 7], [1, 3]]
 
 
 def test_threads_share_a_handle_while_it_is_written():
@@ -291,9 +293,9 @@ def test_foreign_models_are_refused():
 def test_a_newer_format_is_told_from_a_damaged_head(monkeypatch):
     uri = fresh_uri()
     with monkeypatch.context() as later:
-        later.setattr(heads, "FORMAT", 2)
+        later.setattr(heads, "FORMAT", 3)
         Tree.create(uri, SPEC)
-    assert "format 2" in sentence_of(lambda: Tree.open(uri))
+    assert "format 3" in sentence_of(lambda: Tree.open(uri))
 
 
 def test_any_changed_byte_of_head_is_noticed():

@@ -1,0 +1,69 @@
+"""What a session asks of the machine: operations of its matrix products, by what they are for."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mctx.flops import Count
+from mctx.focus.layout import FocusConfig
+from mctx.models.lensnet import Nodes
+from mctx.models.wrapped import Wrapped
+from mctx.runtime import focusing, reading
+
+
+class Spending:
+    """Operations between two refocuses.
+
+    read: tokens behind the working contexts. decide: the lens. assemble: rows of gists. ingest:
+    windows that the base reads and their LOD1 gists, by whoever shares the session's reader.
+    """
+
+    def __init__(self, session):
+        self._session = session
+        self._own = {name: Count() for name in ("read", "decide", "assemble")}
+        self._before = self._totals()
+
+    def read(self, size: int) -> None:
+        """One call that reads `size` tokens into the tail."""
+        s = self._session
+        learned = s.config.merger == "learned"
+        program = functools.partial(reading.extend, s.model, learned, s.params)
+        tokens = np.zeros(size, np.int32), np.int32(size), s.prefix_bias
+        self._own["read"].add(size, 1, program, s.assembly.buffer, s.tail, *tokens)
+
+    def scored(self, focus: FocusConfig, heads: int) -> None:
+        """One look of the lens at the layouts of some heads."""
+        s = self._session
+        lens = functools.partial(s.model.lensnet.apply, {"params": s.params["lensnet"]})
+        inputs = lens_inputs(s.model, focus, heads)
+        self._own["decide"].add((focus, heads), 1, lens, *inputs)
+
+    def since_last(self, gists: int) -> dict[str, float]:
+        """Operations since this was last asked, as scalars; `gists` rows were written meanwhile."""
+        s, c = self._session, self._session.model.gist
+        program = functools.partial(reading.rows_of_gists, s.model, s.params)
+        one = jax.ShapeDtypeStruct((1, c.slots, c.width), jnp.float32)
+        self._own["assemble"].add("gist", gists, program, one)
+        before, self._before = self._before, self._totals()
+        return {f"refocus/flops_{name}": self._before[name] - before[name] for name in before}
+
+    def _totals(self) -> dict[str, float]:
+        counts = {**self._own, "ingest": self._session.reader.operations}
+        return {name: count.total for name, count in counts.items()}
+
+
+def lens_inputs(model: Wrapped, focus: FocusConfig, heads: int) -> tuple:
+    """Shapes of what LensNet is given for the layouts of some heads: states, nodes, adapters."""
+    nodes = focus.capacity + focusing.most_parents(focus, focus.capacity)
+
+    def some(*shape, dtype=jnp.int32):
+        return jax.ShapeDtypeStruct((heads, *shape), dtype)
+
+    states = (model.base.n_layers + 1, heads, model.lens.query, model.base.d_model)
+    gists = some(nodes, model.gist.slots * model.gist.width, dtype=jnp.float32)
+    candidates = Nodes(gists, some(nodes), some(nodes), some(nodes, dtype=bool))
+    return jax.ShapeDtypeStruct(states, jnp.float32), candidates, some(1)
