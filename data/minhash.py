@@ -14,7 +14,7 @@ SHINGLE = 5  # words
 BAND_ROWS = 4  # 16 bands of 4: a pair 0.7 alike shares a band with probability 0.99
 SIMILAR = 0.7
 
-SKETCH_BYTES = 200_000
+SKETCH_BYTES = 400_000
 SKETCH_BANDS, SKETCH_ROWS, SKETCH_PROBES = 4, 2, 6
 
 _WORD_BYTE = np.array([b >= 128 or chr(b).isalnum() or chr(b) == "_" for b in range(256)])
@@ -103,20 +103,20 @@ def originals(signatures: np.ndarray) -> np.ndarray:
     return found
 
 
-def _sketch_bits(signatures: np.ndarray) -> np.ndarray:
-    """Positions in the sketch, int64 [n, SKETCH_BANDS, SKETCH_PROBES]."""
+def _sketch_bits(signatures: np.ndarray, size: int) -> np.ndarray:
+    """Positions in a sketch of `size` bytes, int64 [n, SKETCH_BANDS, SKETCH_PROBES]."""
     keys = _band_keys(signatures, SKETCH_BANDS, SKETCH_ROWS)
-    return (_mix(keys[..., None] * _PROBE) % np.uint64(SKETCH_BYTES * 8)).astype(np.int64)
+    return (_mix(keys[..., None] * _PROBE) % np.uint64(size * 8)).astype(np.int64)
 
 
 def sketch(signatures: np.ndarray) -> np.ndarray:
     """A Bloom filter, uint8 [SKETCH_BYTES], of the first bands of signatures [n, PERMUTATIONS].
 
     Small enough to ship with a checkpoint, so that its users can tell which of their own files
-    it was trained on.
+    it was trained on. The sketch of two corpora is the bitwise or of theirs.
     """
     bits = np.zeros(SKETCH_BYTES * 8, bool)
-    bits[_sketch_bits(signatures)] = True
+    bits[_sketch_bits(signatures, SKETCH_BYTES)] = True
     return np.packbits(bits)
 
 
@@ -124,8 +124,9 @@ def in_sketch(filter_bytes: np.ndarray, signatures: np.ndarray) -> np.ndarray:
     """Whether texts with these signatures, or near-duplicates, are in the sketch: bool [n].
 
     Always true of a text that is in it; of a text 0.7 / 0.8 / 0.9 alike, with probability
-    0.93 / 0.98 / 0.999; of an unrelated text, in a few per cent at 40,000 texts.
+    0.93 / 0.98 / 0.999; of an unrelated text, in a few per cent at 80,000 texts. Sketches of any
+    size can be asked.
     """
-    where = _sketch_bits(signatures)
+    where = _sketch_bits(signatures, filter_bytes.size)
     hits = filter_bytes[where >> 3] >> (7 - (where & 7)).astype(np.uint8) & 1
     return hits.all(axis=-1).any(axis=-1)

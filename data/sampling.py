@@ -8,6 +8,7 @@ import numpy as np
 
 from mctx.errors import UserError
 
+Rows = slice | np.ndarray  # of a batch: a slice, or indices
 ALL_ROWS = slice(None)
 
 
@@ -50,7 +51,7 @@ def _gather(corpus: Corpus, starts: np.ndarray, length: int) -> np.ndarray:
 
 
 def windows(
-    corpus: Corpus, length: int, batch: int, seed: int, step: int, rows: slice = ALL_ROWS
+    corpus: Corpus, length: int, batch: int, seed: int, step: int, rows: Rows = ALL_ROWS
 ) -> np.ndarray:
     """Spans of the whole stream, uniform over tokens; they may cross documents and packages.
 
@@ -59,7 +60,7 @@ def windows(
       batch: rows of the global batch.
       seed: non-negative, chooses the sequence of batches.
       step: non-negative, chooses the batch.
-      rows: which rows to produce; row i is the same whatever slice it is asked in.
+      rows: which rows to produce; row i is the same whatever rows it is asked with.
 
     Returns:
       int32 [len(range(batch)[rows]), length].
@@ -75,7 +76,7 @@ def windows(
 
 
 def segments(
-    corpus: Corpus, length: int, batch: int, seed: int, step: int, rows: slice = ALL_ROWS
+    corpus: Corpus, length: int, batch: int, seed: int, step: int, rows: Rows = ALL_ROWS
 ) -> np.ndarray:
     """Spans that stay within one package, uniform over the places where one can start.
 
@@ -106,7 +107,7 @@ def histories(
     batch: int,
     seed: int,
     step: int,
-    rows: slice = ALL_ROWS,
+    rows: Rows = ALL_ROWS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Long pasts in short rows: far stretches of a package, then what stands before its tail.
 
@@ -149,5 +150,5 @@ def histories(
     end = (start + near)[rows, None, None]
     away = (end - begins[rows, :, None] - inside) // block
     close = np.broadcast_to(ends_of // block, (away.shape[0], len(ends_of)))
-    distance = np.concatenate([away.reshape(away.shape[0], -1), close], axis=1)
+    distance = np.concatenate([away.reshape(len(away), groups * len(inside)), close], axis=1)
     return np.concatenate(tokens, axis=1), distance.astype(np.int32)

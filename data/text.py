@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import minhash, sources
+from data import hub, minhash, sources
 from data.heldout import TEST, VALIDATION, canonical
 from mctx.errors import UserError
 from mctx.tokenizer import Tokenizer
@@ -28,14 +28,17 @@ def load(source: str | Path) -> list[Document]:
     Args:
       source: a `.jsonl` or `.jsonl.xz` file (an object a line, with `text` and, if wanted, `author`
         and `title`); any other file of UTF-8 text; a folder of text files
-        (`data.sources.TEXT_SUFFIXES`); or `package:NAME`, the Python files of a package installed
-        in this interpreter (`package:python` is the standard library).
+        (`data.sources.TEXT_SUFFIXES`); `package:NAME`, the Python files of a package installed
+        in this interpreter (`package:python` is the standard library); or `hf:NAME[@SPLIT]`, a
+        data set of the Hugging Face hub (`data.hub`).
 
     Raises:
       UserError: nothing is there, a file is not UTF-8 or not JSON, or all text is empty.
     """
     if str(source).startswith("package:"):
         documents = _from_package(str(source).removeprefix("package:"))
+    elif str(source).startswith(hub.PREFIX):
+        documents = [Document(*fields) for fields in hub.texts(str(source))]
     elif Path(source).is_dir():
         documents = [
             Document(package.name, file, _read(package.root / file))
@@ -61,10 +64,7 @@ def held_out_packages(
 ) -> list[Document]:
     """Documents of packages of this interpreter that a checkpoint was never trained on.
 
-    Left out are packages named in the checkpoint's `manifest.json`, packages that were looked at
-    while developing, and files that its `sketch.npy` knows, or knows near-duplicates of. Files come
-    in the order of their package, the packages of `data.heldout.TEST` first and in its order,
-    until there are enough.
+    Files come in the order of their package (see `unseen_packages`), until there are enough.
 
     Args:
       checkpoint: the directory with `manifest.json` and `sketch.npy`, as the training corpus had.
@@ -74,6 +74,31 @@ def held_out_packages(
 
     Raises:
       UserError: the directory lacks these files, or this interpreter has too few unseen packages.
+    """
+    documents, count = [], 0
+    for _, files in unseen_packages(checkpoint):
+        enough = minimum_tokens if per_package is None else count + per_package
+        while count < enough and (document := next(files, None)):
+            documents.append(document)
+            count += len(tokenizer.encode(document.text))
+            if count >= minimum_tokens:
+                return documents
+    raise UserError(
+        f"This interpreter has only {count} tokens of packages that {checkpoint} has never seen; "
+        f"install more packages, or ask for fewer than {minimum_tokens} tokens."
+    )
+
+
+def unseen_packages(checkpoint: str | Path) -> Iterator[tuple[str, Iterator[Document]]]:
+    """Names and files of this interpreter's packages that a checkpoint was never trained on.
+
+    Left out are packages named in the checkpoint's `manifest.json`, packages that were looked at
+    while developing, and files that its `sketch.npy` knows, or knows near-duplicates of. The
+    packages of `data.heldout.TEST` come first and in its order. Files are read as they are asked
+    for; a package may turn out to have none.
+
+    Raises:
+      UserError: the directory lacks these files.
     """
     checkpoint = Path(checkpoint)
     try:
@@ -90,23 +115,15 @@ def held_out_packages(
         (package for package in packages if package.name not in seen),
         key=lambda package: (package.name == "python", rank.get(package.name, len(rank))),
     )
-    documents, count = [], 0
     for package in unseen:
-        enough = minimum_tokens if per_package is None else count + per_package
-        for file in package.files:
-            if count >= enough:
-                break
-            reading = sources.read(package.root, file)
-            if reading.fault or minhash.in_sketch(sketch, reading.signature[None])[0]:
-                continue
-            documents.append(Document(package.name, file, reading.text))
-            count += len(tokenizer.encode(reading.text))
-            if count >= minimum_tokens:
-                return documents
-    raise UserError(
-        f"This interpreter has only {count} tokens of packages that {checkpoint} has never seen; "
-        f"install more packages, or ask for fewer than {minimum_tokens} tokens."
-    )
+        yield package.name, _unseen_files(package, sketch)
+
+
+def _unseen_files(package: sources.Package, sketch: np.ndarray) -> Iterator[Document]:
+    for file in package.files:
+        reading = sources.read(package.root, file)
+        if not reading.fault and not minhash.in_sketch(sketch, reading.signature[None])[0]:
+            yield Document(package.name, file, reading.text)
 
 
 def _read(path: Path) -> str:

@@ -52,7 +52,7 @@ def make(workdir: Path, console: Console) -> Path:
     checkpoint, folder = workdir / "checkpoint", workdir / "corpus"
     if (checkpoint / "0").exists():
         return checkpoint
-    if not (folder / "train" / "manifest.json").exists():
+    if not (folder / "code/train/manifest.json").exists():
         library = Path(sysconfig.get_path("stdlib"))
         for name in TRAINING + VALIDATION:
             copy, skip = workdir / "text" / name, shutil.ignore_patterns("test*", "__pycache__")

@@ -3,7 +3,9 @@
     python -m experiments.train --config=FILE --workdir=DIR [--config.key=value …]
 
 Phases in order: base, gist, lens, mof. Each writes DIR/<phase>, finds what was trained before it
-in DIR (or in `--config.init`, a checkpoint), and goes on from its own latest step.
+in DIR (or in `--config.init`, a checkpoint), and goes on from its own latest step. `config.corpus`
+is a folder of domains (`python -m data.corpus`), `config.domains` their weights: one that is not
+there needs `--config.domains.NAME=0`. A folder of one domain needs no weights.
 """
 
 import importlib
@@ -13,7 +15,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict, config_dict
 
-from data import sampling
+from data.mixture import Mixture, domains_of
+from data.sampling import Corpus
 from experiments import entry
 from mctx import checkpoint
 from mctx.errors import UserError
@@ -53,16 +56,32 @@ def load_trained(items: tuple[str, ...], workdir: Path, init: str | None) -> tup
     return given | found, given_config | found_config
 
 
+def open_mixture(config: ConfigDict, part: str) -> Mixture:
+    """The `train` or `valid` parts of the corpus that have a weight in the config.
+
+    Raises UserError where a domain with a weight is not there, or none has a validation part.
+    """
+    places = domains_of(config.corpus)
+    given = dict(config.get("domains") or {})
+    weights = given if given and len(places) > 1 else dict.fromkeys(places, 1.0)
+    if part == "valid":  # tasks have none
+        weights = {n: weights.get(n, 0) for n, place in places.items() if (place / part).is_dir()}
+        if not any(weights.values()):
+            raise UserError(f"no domain of {config.corpus} with a weight has a validation part.")
+    used = [name for name in places if weights.get(name)]
+    return Mixture.of({name: Corpus.load(places[name] / part) for name in used}, weights)
+
+
 def open_sources(config: ConfigDict, workdir: Path) -> Sources:
-    corpora = [sampling.Corpus.load(Path(config.corpus) / name) for name in ("train", "valid")]
-    learn, held_out = corpora
+    learn, held_out = open_mixture(config, "train"), open_mixture(config, "valid").even()
     return Sources(
         load=partial(load_trained, workdir=workdir, init=config.init),
-        windows=partial(sampling.windows, learn),
-        segments=partial(sampling.segments, learn),
-        histories=partial(sampling.histories, learn),
-        held_out=partial(sampling.segments, held_out),
-        held_histories=partial(sampling.histories, held_out),
+        windows=learn.windows,
+        segments=learn.segments,
+        histories=learn.histories,
+        held_out=held_out.segments,
+        held_histories=held_out.histories,
+        domains=held_out.names,
     )
 
 
@@ -70,7 +89,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """Trains the phase that a checked config describes, from its latest step in `workdir`."""
     sources = open_sources(config, workdir)
     phase = importlib.import_module(f"mctx.training.{config.phase}").phase(config, sources)
-    tokenizer = Tokenizer.load(Path(config.corpus) / "train")
+    tokenizer = Tokenizer.load(next(iter(domains_of(config.corpus).values())) / "train")
     (workdir / phase.name).mkdir(parents=True, exist_ok=True)
     tokenizer.save(workdir / phase.name)
     train(phase, TrainSettings(**config.train), workdir)

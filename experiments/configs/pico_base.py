@@ -14,6 +14,7 @@ def get_config() -> ConfigDict:
         dict(
             phase="base",
             corpus=config_dict.placeholder(str),
+            domains=dict(code=0.46, books=0.46, tasks=0.08),
             base=dict(
                 vocab_size=8192,
                 d_model=256,
@@ -33,16 +34,16 @@ def get_config() -> ConfigDict:
             eval_segments=128,
             eval_batch=16,
             train=dict(
-                steps=2500,
+                steps=3000,
                 learning_rate=3e-3,
                 warmup=200,
                 weight_decay=0.1,
                 b2=0.95,
                 clip=1.0,
                 seed=0,
-                save_every=1000,
+                save_every=3000,
                 log_every=50,
-                eval_every=1000,
+                eval_every=3000,
             ),
         )
     )

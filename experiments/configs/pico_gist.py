@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
         dict(
             phase="gist",
             corpus=config_dict.placeholder(str),
+            domains=dict(code=0.48, books=0.48, tasks=0.04),
             gist=dict(
                 fanouts=(32, 8, 8),
                 trained=3,
@@ -37,16 +38,16 @@ def get_config() -> ConfigDict:
             batch_size=48,
             eval_segments=64,
             train=dict(
-                steps=1800,
+                steps=2000,
                 learning_rate=2e-3,
                 warmup=200,
                 weight_decay=0.01,
                 b2=0.98,
                 clip=1.0,
                 seed=1,
-                save_every=1000,
+                save_every=2000,
                 log_every=50,
-                eval_every=1000,
+                eval_every=2000,
             ),
         )
     )

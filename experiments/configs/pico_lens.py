@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
         dict(
             phase="lens",
             corpus=config_dict.placeholder(str),
+            domains=dict(code=0.45, books=0.45, tasks=0.1),
             lens=dict(
                 heads=4,
                 query=128,
@@ -33,22 +34,22 @@ def get_config() -> ConfigDict:
             groups=2,
             reach=131_072,
             tail=128,
-            recent=8,
+            recent=4,
             sets=4,
             novel=8,  # blocks of a head that the next head must not want again
             batch_size=32,
             eval_segments=64,
             train=dict(
-                steps=800,
+                steps=1700,
                 learning_rate=1e-3,
                 warmup=100,
                 weight_decay=0.01,
                 b2=0.98,
                 clip=1.0,
                 seed=2,
-                save_every=1000,
+                save_every=1700,
                 log_every=50,
-                eval_every=500,
+                eval_every=1700,
             ),
         )
     )

@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
         dict(
             phase="mof",
             corpus=config_dict.placeholder(str),
+            domains=dict(code=0.48, books=0.48, tasks=0.04),
             window=512,
             dtype="bfloat16",
             history=2048,
@@ -22,20 +23,27 @@ def get_config() -> ConfigDict:
             top=2,
             routing=0.1,
             temperature=1.0,  # nats of the whole tail
-            focus=dict(sink=1, recent=4, budget=256, capacity=128, max_edits=128),
+            focus=dict(
+                sink=1,
+                recent=4,
+                budget=256,
+                capacity=128,
+                max_edits=128,
+                show=(True, False),  # tokens only, as the sessions of the comparison
+            ),
             batch_size=32,
             eval_segments=64,
             train=dict(
-                steps=300,
+                steps=400,
                 learning_rate=1e-3,
                 warmup=50,
                 weight_decay=0.01,
                 b2=0.98,
                 clip=1.0,
                 seed=3,
-                save_every=300,
+                save_every=400,
                 log_every=20,
-                eval_every=300,
+                eval_every=400,
             ),
         )
     )

@@ -9,7 +9,7 @@ import numpy as np
 from mctx.models.base import Base, token_nll
 from mctx.models.wrapped import init_part
 from mctx.training.loop import Phase
-from mctx.training.sources import Sources, wrapped_from
+from mctx.training.sources import Sources, per_domain, wrapped_from
 
 POSITIONS = (0, 128, 512, 1024, 2048)  # edges of the buckets in which held-out NLL is reported
 
@@ -46,11 +46,12 @@ def phase(config, sources: Sources) -> Phase:
         pieces = np.array_split(tokens, max(1, len(tokens) // config.eval_batch))
         losses = np.concatenate([np.asarray(score(params, piece)) for piece in pieces])
         edges = [e for e in POSITIONS if e < losses.shape[1]] + [losses.shape[1]]
-        buckets = {
-            f"nll_{low}_{high}": float(losses[:, low:high].mean())
-            for low, high in zip(edges[:-1], edges[1:], strict=True)
-        }
-        return {"nll": float(losses.mean()), **buckets}
+        spans = {f"nll_{a}_{b}": slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)}
+        spans = {"nll": slice(None), **spans}
+        return per_domain(
+            sources.domains,
+            lambda rows: {name: float(losses[rows, at].mean()) for name, at in spans.items()},
+        )
 
     return Phase(
         name="base",

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mctx.focus.bank import BankShape, context_of, focus_for, make_bank
-from mctx.models.base import Context
+from mctx.models.base import Context, Rows
 from mctx.models.wrapped import gist_rows, init_part, read_windows, tail_nll
 from mctx.training import shown as layouts
 from mctx.training.loop import Phase
-from mctx.training.sources import Sources, wrapped_from
+from mctx.training.sources import Sources, per_domain, wrapped_from
 
 NEAR = 512  # tokens of history in the evaluation
 EVAL_BATCH = 16  # segments scored at once
@@ -61,7 +61,10 @@ def phase(config, sources: Sources) -> Phase:
     tokens = sources.held_out(length, config.eval_segments, 0, 0, slice(None))
 
     def evaluate(params, frozen):
-        return recovered_by_level(model, shape, {**frozen, "gistnet": params}, tokens)
+        nll = nll_by_level(model, shape, {**frozen, "gistnet": params}, tokens)
+        return per_domain(
+            sources.domains, lambda rows: recovered({k: v[rows] for k, v in nll.items()})
+        )
 
     return Phase(
         name="gist",
@@ -109,28 +112,30 @@ def calibrated(model, frozen: dict, params: dict, tokens: np.ndarray, examples: 
 
 
 def reconstruction(model, params, bank, history, key, blocks: int) -> jax.Array:
-    """NLL of blocks given nothing but their own gist: [B·blocks, K_1] nats.
+    """NLL of blocks behind nothing but the prefix and their own gist: [B·blocks, K_1 - 1] nats.
 
-    `blocks` blocks of every history are drawn; the base starts from its prefix token.
+    `blocks` blocks of every history are drawn. The first token of each is given: anything else
+    that could start the reading (a second prefix) would tell the base that a new text begins.
     """
     b, k = history.shape[0], model.gist.block
     chosen = jax.random.randint(key, (b, blocks), 0, history.shape[1] // k)
     words = jnp.take_along_axis(history.reshape(b, -1, k), chosen[..., None], axis=1)
     gists = jnp.take_along_axis(bank.gists[0], chosen[..., None, None], axis=1)
     n = b * blocks
-    rows = gist_rows(model, params, gists.reshape(n, 1, *gists.shape[2:]))
-    slots = rows.k.shape[2]
-    start = jnp.full((n, 1), model.base.prefix[-1])
-    tokens = jnp.concatenate([start, words.reshape(n, k)], axis=1)
-    context = Context(rows, jnp.broadcast_to(jnp.arange(slots), (n, slots)), jnp.zeros((n, slots)))
-    return tail_nll(model, params, tokens, context, jnp.full(n, slots))
+    own = gist_rows(model, params, gists.reshape(n, 1, *gists.shape[2:]))
+    shared = (jnp.broadcast_to(x, (x.shape[0], n, *x.shape[2:])) for x in bank.prefix)
+    rows = Rows(*(jnp.concatenate(pair, axis=2) for pair in zip(shared, own, strict=True)))
+    before = rows.k.shape[2]
+    places = jnp.broadcast_to(jnp.arange(before), (n, before))
+    context = Context(rows, places, jnp.zeros((n, before)))
+    return tail_nll(model, params, words.reshape(n, k), context, jnp.full(n, before))
 
 
-def recovered_by_level(model, shape: BankShape, params: dict, tokens: np.ndarray) -> dict:
-    """How much of full attention over the last tokens their gists alone recover, level by level.
+def nll_by_level(model, shape: BankShape, params: dict, tokens: np.ndarray) -> dict:
+    """NLL of the tail behind the last tokens' gists alone, level by level: {name: [n, T]}.
 
-    The last `NEAR` tokens of the history are all there is; `none` shows nothing of them, `full` all
-    (design: recovered). Ratio of means over the segments.
+    The last `NEAR` tokens of the history are all there is; `none` shows nothing of them, `full`
+    all.
     """
     length = shape.blocks * model.gist.block
     history, tail = tokens[:, :length], tokens[:, length:]
@@ -147,16 +152,20 @@ def recovered_by_level(model, shape: BankShape, params: dict, tokens: np.ndarray
         context, start = context_of(shape, bank, shown)
         return tail_nll(model, params, tail, context, start)
 
-    def mean(chosen):
+    def each(chosen):
         pieces = [slice(i, i + EVAL_BATCH) for i in range(0, len(history), EVAL_BATCH)]
-        each = [score(params, history[i], tail[i], chosen) for i in pieces]
-        return float(np.concatenate(each).mean())
+        return np.concatenate([score(params, history[i], tail[i], chosen) for i in pieces])
 
-    nll = {name: mean(chosen) for name, chosen in choices.items()}
+    return {name: each(chosen) for name, chosen in choices.items()}
+
+
+def recovered(losses: dict[str, np.ndarray]) -> dict[str, float]:
+    """Mean NLLs and what each level recovers (design: recovered), a ratio of means."""
+    nll = {name: float(value.mean()) for name, value in losses.items()}
     gain = nll["none"] - nll["full"]
-    recovered = {
+    shares = {
         f"recovered_{name}": (nll["none"] - value) / gain
         for name, value in nll.items()
         if name.startswith("lod")
     }
-    return {**{f"nll_{k}": v for k, v in nll.items()}, **recovered}
+    return {**{f"nll_{k}": v for k, v in nll.items()}, **shares}

@@ -21,7 +21,7 @@ from mctx.models.wrapped import Wrapped, init_part
 from mctx.training.labels import label_history
 from mctx.training.loop import Phase
 from mctx.training.shown import node_utility
-from mctx.training.sources import Sources, wrapped_from
+from mctx.training.sources import Sources, scored, wrapped_from
 
 
 def phase(config, sources: Sources) -> Phase:
@@ -71,11 +71,11 @@ def phase(config, sources: Sources) -> Phase:
         return {k: captured(v, labels, config.novel) for k, v in guesses.items()}
 
     def evaluate(params, frozen):
-        pieces = [
-            score(params, frozen, {k: v[i : i + 8] for k, v in held.items()})
-            for i in range(0, config.eval_segments, 8)
-        ]
-        return {f"captured_{k}": float(np.mean([p[k] for p in pieces])) for k in pieces[0]}
+        def of(rows):
+            found = score(params, frozen, {k: v[rows] for k, v in held.items()})
+            return {f"captured_{name}": value for name, value in found.items()}
+
+        return scored(sources.domains, config.eval_segments, of)
 
     return Phase(
         name="lens",

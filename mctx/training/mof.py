@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mctx.focus.bank import BankShape, context_of, focus_for, make_bank, shown_nodes
 from mctx.focus.layout import FocusConfig
@@ -25,7 +24,7 @@ from mctx.models.wrapped import Wrapped, init_part, read
 from mctx.training.lens import bank_nodes
 from mctx.training.loop import Phase
 from mctx.training.shown import descend
-from mctx.training.sources import Sources, wrapped_from
+from mctx.training.sources import Sources, scored, wrapped_from
 
 
 def phase(config, sources: Sources) -> Phase:
@@ -63,8 +62,9 @@ def phase(config, sources: Sources) -> Phase:
         return loss(params, frozen, {"tokens": tokens}, None)[1]
 
     def evaluate(params, frozen):
-        pieces = [score(params, frozen, tokens[i : i + 8]) for i in range(0, len(tokens), 8)]
-        return {k: float(np.mean([p[k] for p in pieces])) for k in pieces[0]}
+        return scored(
+            sources.domains, len(tokens), lambda rows: score(params, frozen, tokens[rows])
+        )
 
     return Phase(
         name="mof",

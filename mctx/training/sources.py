@@ -21,6 +21,7 @@ class Sources(NamedTuple):
     histories: see `data.sampling.histories`.
     held_out: like `segments`, of the validation corpus.
     held_histories: like `histories`, of the validation corpus.
+    domains: what held-out text there is: row i is of the domain i mod their number.
     """
 
     load: Callable[[tuple[str, ...]], tuple[dict, dict]]
@@ -29,6 +30,40 @@ class Sources(NamedTuple):
     histories: Callable[..., tuple[np.ndarray, np.ndarray]]
     held_out: Callable[..., np.ndarray]
     held_histories: Callable[..., tuple[np.ndarray, np.ndarray]]
+    domains: tuple[str, ...] = ("text",)
+
+
+def per_domain(
+    domains: tuple[str, ...], measure: Callable[[slice], dict[str, float]]
+) -> dict[str, float]:
+    """What `measure` says of all held-out rows, and as `<name>/<domain>` of those of each domain.
+
+    Where there is one domain, all is said once.
+    """
+    found = measure(slice(None))
+    if len(domains) > 1:
+        for i, domain in enumerate(domains):
+            part = measure(slice(i, None, len(domains)))
+            found |= {f"{name}/{domain}": value for name, value in part.items()}
+    return found
+
+
+def scored(
+    domains: tuple[str, ...], count: int, score: Callable[[np.ndarray], dict], size: int = 8
+) -> dict[str, float]:
+    """`per_domain` of numbers that are known only as means over pieces of rows.
+
+    Args:
+      count: held-out rows.
+      score: indices [<= size] of rows, all of one domain -> means over them.
+    """
+    rows = [np.arange(i, count, len(domains)) for i in range(len(domains))]
+    pieces = [mine[j : j + size] for mine in rows for j in range(0, len(mine), size)]
+    values: dict[str, np.ndarray] = {}
+    for piece in pieces:
+        for name, value in score(piece).items():
+            values.setdefault(name, np.empty(count))[piece] = value
+    return per_domain(domains, lambda of: {n: float(v[of].mean()) for n, v in values.items()})
 
 
 def wrapped_from(config, trained: dict) -> Wrapped:

@@ -3,8 +3,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data import corpus, minhash, sources
+from data import corpus, minhash, packages, sources
 from data.sampling import Corpus
+from data.written import workers
 from mctx.tokenizer import Tokenizer
 from tests.data.conftest import code, edited
 
@@ -33,7 +34,7 @@ def built(make_site, tmp_path, monkeypatch):
     written = corpus.build(
         out, site, held_out=["Secret", "python"], validation=["val"], vocab_size=400, processes=2
     )
-    return SimpleNamespace(out=out, site=site, written=written)
+    return SimpleNamespace(out=out / "code", site=site, written=written)
 
 
 def texts(directory) -> dict[str, list[str]]:
@@ -60,7 +61,7 @@ def test_the_manifest_says_what_is_in_and_what_is_out(built):
     assert manifest["dropped"] == {"exact copy": 3, "near copy": 2, "small": 1}
     assert manifest["held_out"] == ["python", "secret"] and manifest["validation"] == ["val"]
     assert sum(package["tokens"] for package in manifest["packages"]) == manifest["tokens"]
-    assert manifest["tokens"] == len(train.tokens) == built.written["train"]
+    assert manifest["tokens"] == len(train.tokens) == built.written["code/train"]
     assert [package["files"] for package in manifest["packages"]] == [6, 1, 1]
     assert [np.diff(span)[0] for span in train.packages] == [
         package["tokens"] for package in manifest["packages"]
@@ -84,7 +85,8 @@ def test_the_same_sources_give_the_same_corpus_and_a_tokenizer_can_be_reused(bui
                  tokenizer=built.out / "train" / "tokenizer.json", processes=1)
     for file in ("tokens.npy", "documents.npy", "sketch.npy", "manifest.json", "tokenizer.json"):
         for kind in ("train", "valid"):
-            assert (again / kind / file).read_bytes() == (built.out / kind / file).read_bytes()
+            copy, first = again / "code" / kind / file, built.out / kind / file
+            assert copy.read_bytes() == first.read_bytes()
 
 
 def test_training_a_tokenizer_twice_gives_the_same_one():
@@ -98,15 +100,16 @@ def test_thinning_keeps_about_the_share_asked_for(tmp_path):
     for name in names:
         (tmp_path / name).write_text("x" * 100)
     package = sources.Package("p", "", tmp_path, names)
-    (half,), (whole,) = corpus.thin([package], 20_000), corpus.thin([package], 1e9)
+    (half,), (whole,) = packages.thin([package], 20_000), packages.thin([package], 1e9)
     assert 150 < len(half.files) < 250 and set(half.files) < set(names) and whole == package
 
 
 def test_an_order_of_groups_decides_which_copy_stays(tmp_path):
     (tmp_path / "a.py").write_text(code(1))
     a, z = (sources.Package(name, "", tmp_path, ("a.py",)) for name in "az")
-    found = corpus.read_all([(corpus.TRAIN, a), (corpus.HELD_OUT, z)], 1)
-    marked = {s.package.name: s.reading.fault for s in corpus.deduplicate(found)}
+    with workers(1) as pool:
+        found = packages.read_all([(packages.TRAIN, a), (packages.HELD_OUT, z)], pool)
+    marked = {s.package.name: s.reading.fault for s in packages.deduplicate(found)}
     assert marked == {"a": "exact copy", "z": ""}
 
 

@@ -59,11 +59,11 @@ def test_no_pair_of_survivors_is_alike():
 
 def test_a_sketch_of_many_texts_knows_them_and_their_near_duplicates():
     rng = np.random.default_rng(0)
-    others = rng.integers(2**32, size=(40_000, minhash.PERMUTATIONS), dtype=np.uint32)
+    others = rng.integers(2**32, size=(80_000, minhash.PERMUTATIONS), dtype=np.uint32)
     texts = [code(seed) for seed in range(100)]
     mine = np.stack([minhash.signature(text) for text in texts])
     sketch = minhash.sketch(np.concatenate([mine, others]))
-    assert sketch.nbytes == minhash.SKETCH_BYTES <= 200_000
+    assert sketch.nbytes == minhash.SKETCH_BYTES <= 400_000
     assert minhash.in_sketch(sketch, mine).all() and minhash.in_sketch(sketch, others).all()
 
     near = np.stack([minhash.signature(edited(text, 0.05, i)) for i, text in enumerate(texts)])
@@ -72,3 +72,13 @@ def test_a_sketch_of_many_texts_knows_them_and_their_near_duplicates():
 
     unseen = rng.integers(2**32, size=(2_000, minhash.PERMUTATIONS), dtype=np.uint32)
     assert minhash.in_sketch(sketch, unseen).mean() < 0.06
+
+
+def test_the_sketch_of_two_corpora_is_the_or_of_theirs_and_old_sizes_can_be_asked(monkeypatch):
+    a, b = (np.stack([minhash.signature(code(s)) for s in some]) for some in ((0, 1), (2, 3)))
+    both = np.concatenate([a, b])
+    np.testing.assert_array_equal(minhash.sketch(a) | minhash.sketch(b), minhash.sketch(both))
+    monkeypatch.setattr(minhash, "SKETCH_BYTES", 1_000)
+    small = minhash.sketch(a)
+    monkeypatch.undo()
+    assert minhash.in_sketch(small, a).all() and not minhash.in_sketch(small, b).any()

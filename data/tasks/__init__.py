@@ -1,0 +1,1 @@
+"""Tasks made offline: retrieval, tracking, counting, facts, key–value, edits; any length."""
