@@ -21,9 +21,10 @@ from rich.console import Console
 
 from data.text import held_out_packages
 from experiments import comparison, entry, pictures, report, ship, toy
+from experiments.methods.focused import tokens_config
 from mctx.opened import Opened, open_checkpoint
 from mctx.runtime import Session
-from mctx.runtime.session import open_tree
+from mctx.runtime.opening import open_tree
 from mctx.telemetry import ProgressBar, Telemetry
 
 SHIPPED = Path(__file__).parent.parent / "data" / "checkpoints" / "pico"
@@ -89,9 +90,7 @@ def stream(
         telemetry.scalars(position, scalars)
         layouts.write(json.dumps(layout_record(session, position)) + "\n")
 
-    config = dataclasses.replace(
-        comparison.session_configs(opened.model, protocol)["lens"], every=EVERY
-    )
+    config = dataclasses.replace(tokens_config(opened.model, protocol), every=EVERY)
     tree = open_tree(opened, workdir / "tree")
     done = tree.blocks * tree.spec.fanouts[0]
     session = Session(opened, tree, config, on_refocus=watch)
@@ -132,11 +131,10 @@ def compare(
     left = [int(s) for s in starts if int(s) not in done]
     bar = ProgressBar("comparing", len(starts))
     bar.begin(len(starts) - len(left))
-    every = comparison.compare_whole(opened, session, protocol, left)
+    every = comparison.compare(opened, session, protocol, left)
     with path.open("a") as log:
         for i, start in enumerate(left, len(starts) - len(left) + 1):
-            whole = next(every)
-            near = comparison.compare_near(opened, session.tree, protocol, start, whole)
+            whole, near = next(every)
             done[start] = {"key": key, "start": start, "whole": whole, "near": near}
             log.write(json.dumps(done[start]) + "\n")
             log.flush()

@@ -36,7 +36,7 @@ from experiments.sessions import ensure_room, open_for_ids
 from experiments.statistics import Interval, ratio
 from mctx.errors import UserError
 from mctx.models.attention import NEGATIVE
-from mctx.models.base import Context, Rows, token_nll
+from mctx.models.base import Context, Read, Rows, token_nll
 from mctx.models.wrapped import Wrapped, prefix_rows, read
 from mctx.opened import Opened, open_checkpoint
 from mctx.runtime import Session, SessionConfig
@@ -60,12 +60,17 @@ def full(opened: Opened, ids: np.ndarray, budget: int) -> np.ndarray:
 def window(opened: Opened, ids: np.ndarray, budget: int) -> np.ndarray:
     """NLL of ids[1:] behind sinks and recent tokens, `budget` entries of them: [n - 1]."""
     block = opened.model.gist.block
+    check_window(budget, block)
+    return windowed_nll(opened, ids, budget, block, block)
+
+
+def check_window(budget: int, block: int) -> None:
+    """UserError where sinks and recent tokens do not fit."""
     if budget < 2 * block:
         raise UserError(
             f"a budget of {budget} does not hold the first block and a recent one of {block} "
             f"tokens: give at least {2 * block}."
         )
-    return windowed_nll(opened, ids, budget, block, block)
 
 
 def focus(opened: Opened, ids: np.ndarray, budget: int) -> np.ndarray:
@@ -93,9 +98,7 @@ def windowed_nll(
         ever leaves, and this is the plain base. Everything has one shape, whatever the length.
     """
     model, c = opened.model, opened.model.base
-    prefix = prefix_rows(model, opened.params)
-    room = ((0, 0), (0, 0), (0, budget), (0, 0), (0, 0))
-    held = Window(Rows(*(jnp.pad(x, room) for x in prefix)), jnp.int32(0))
+    held = empty_window(opened, budget)
     padded = np.pad(ids, (0, -len(ids) % chunk + 1)).astype(np.int32)
     nll = []
     for at in range(0, len(ids), chunk):
@@ -103,6 +106,13 @@ def windowed_nll(
         held, each = read_chunk(model, sinks + len(c.prefix), opened.params, held, tokens)
         nll.append(np.asarray(each))
     return np.concatenate(nll)[: len(ids) - 1]
+
+
+def empty_window(opened: Opened, budget: int) -> Window:
+    """The prefix's rows, and room for `budget` more."""
+    room = ((0, 0), (0, 0), (0, budget), (0, 0), (0, 0))
+    prefix = prefix_rows(opened.model, opened.params)
+    return Window(Rows(*(jnp.pad(x, room) for x in prefix)), jnp.int32(0))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
@@ -114,12 +124,27 @@ def read_chunk(
     Returns:
       The window behind the chunk, and the NLL of tokens[1:].
     """
-    size, length = len(tokens) - 1, held.rows.k.shape[2]
+    out = read_behind(model, params, held, tokens[:-1])
+    nll = token_nll(params["base"], out.hidden, tokens[None, 1:])[0]
+    return slid(held, out.rows, len(model.base.prefix), fixed), nll
+
+
+def read_behind(model: Wrapped, params: dict, held: Window, tokens: jax.Array) -> Read:
+    """Reads tokens [n] behind a window's valid rows, at the positions that follow them."""
     start = len(model.base.prefix) + held.count
-    place = jnp.arange(length)
+    place = jnp.arange(held.rows.k.shape[2])
     context = Context(held.rows, place[None], jnp.where(place < start, 0.0, NEGATIVE)[None])
-    positions = (start + jnp.arange(size))[None]
-    out = read(model, params, tokens[None, :-1], positions, context)
+    positions = (start + jnp.arange(len(tokens)))[None]
+    return read(model, params, tokens[None], positions, context)
+
+
+def slid(held: Window, new: Rows, prefix: int, fixed: int) -> Window:
+    """The window with rows [L, 1, n, K, H] behind the valid ones.
+
+    The first `fixed` rows, the prefix's among them, stay; of the others the oldest leave.
+    """
+    size, length = new.k.shape[2], held.rows.k.shape[2]
+    start = prefix + held.count
     leaving = jnp.maximum(start + size - length, 0)
 
     def slide(old, new):
@@ -128,9 +153,8 @@ def read_chunk(
         recent = jax.lax.dynamic_slice_in_dim(longer, fixed + leaving, length - fixed, axis=2)
         return jnp.concatenate([longer[:, :, :fixed], recent], axis=2)
 
-    rows = Rows(*(slide(*pair) for pair in zip(held.rows, out.rows, strict=True)))
-    nll = token_nll(params["base"], out.hidden, tokens[None, 1:])[0]
-    return Window(rows, held.count + size - leaving), nll
+    rows = Rows(*(slide(*pair) for pair in zip(held.rows, new, strict=True)))
+    return Window(rows, held.count + size - leaving)
 
 
 def read_ids(path: Path, vocab_size: int) -> np.ndarray:
