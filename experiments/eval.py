@@ -1,16 +1,27 @@
 """Measures what a checkpoint can do, and writes one result file a measurement.
 
     python -m experiments.eval --workdir=DIR | --checkpoint=DIR [--step=latest]
-        [--corpus=DIR | --input=PATH …] [--segments=N] [--seed=S] [--out=DIR] [--json=FILE]
-        [--smoke]
+        [--suite=NAME … | all] [--seed=S] [--out=DIR] [--json=FILE] [--smoke]
+        [--corpus=DIR | --input=SOURCE …] [--segments=N]
+        [--methods=NAME …] [--lengths=N …] [--budget=N] [--samples=N] [--depths=D …]
+        [--haystack=SOURCE]
 
-base   NLL of the base by position in its window
-gists  what gists alone recover of 512 tokens, level by level
-lens   what 2, 4, 8 or 16 blocks of 48 recover, chosen by the lens and by others
+base         NLL of the base by position in its window
+gists        what gists alone recover of 512 tokens, level by level
+lens         what 2, 4, 8 or 16 blocks of 48 recover, chosen by the lens and by others
+long_nll     NLL behind ever longer histories of held-out code or books
+retrieval    RULER's families: accuracy by length and depth
+distractors  accuracy against the number of look-alikes
+facts        questions of one, two and three facts over a story
+kv           key–value pairs by position
+edits        a document is replaced, and the answer must change
 
-Those whose parts the checkpoint has are run; result files go to DIR/eval. The text is, unless
-given, packages of this Python that the checkpoint was never trained on. Intervals are bootstrap
-95 % over segments. --smoke takes few segments, to see that all works.
+The first three take segments of text and are run, where the checkpoint has their parts, if no
+suite is named. The others put every method of `experiments.methods` behind the same histories, at
+equal budget; each writes DIR/eval/NAME.json, with all that is needed to make it again, and
+NAME.jsonl, a record for every sample and method: run again, an interrupted run goes on there.
+The text is, unless given, packages of this Python that the checkpoint was never trained on.
+--smoke takes few samples of each, to see that all works.
 """
 
 import argparse
@@ -22,8 +33,23 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments import entry
-from experiments.report import load_result, print_table
-from experiments.suites import Suite, base, gists, lens
+from experiments.methods import METHODS
+from experiments.report import load_result
+from experiments.suites import (
+    Asking,
+    Suite,
+    base,
+    distractors,
+    edits,
+    facts,
+    gists,
+    kv,
+    lens,
+    long_nll,
+    planning,
+    results,
+    retrieval,
+)
 from experiments.suites.segments import (
     Streams,
     corpus_streams,
@@ -31,11 +57,22 @@ from experiments.suites.segments import (
     held_out_streams,
     source_streams,
 )
+from experiments.tables import print_table
 from mctx import checkpoint
 from mctx.errors import UserError
 from mctx.opened import Opened, open_checkpoint
+from mctx.tree.ingest import Reader
 
-SUITES = {"base": base.SUITE, "gists": gists.SUITE, "lens": lens.SUITE}
+SUITES: dict[str, Suite] = {"base": base.SUITE, "gists": gists.SUITE, "lens": lens.SUITE}
+ASKING: dict[str, Asking] = {
+    "long_nll": long_nll.SUITE,
+    "retrieval": retrieval.SUITE,
+    "distractors": distractors.SUITE,
+    "facts": facts.SUITE,
+    "kv": kv.SUITE,
+    "edits": edits.SUITE,
+}
+ALL = "all"
 HELD_OUT = 1_000_000  # tokens of packages to draw from
 SMOKE_SEGMENTS, SMOKE_HELD_OUT = 4, 50_000
 
@@ -46,21 +83,33 @@ def flags() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add = parser.add_argument
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--workdir", type=Path, help="a training workdir")
     where.add_argument("--checkpoint", type=Path, help="a checkpoint")
-    parser.add_argument("--step", type=step, default="latest", help="a number, or latest")
+    add("--step", type=step, default="latest", help="a number, or latest")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--corpus", type=Path, help="a folder made by data.corpus")
-    source.add_argument("--input", nargs="+", metavar="PATH", help="file, folder or package:NAME")
-    parser.add_argument(
-        "--suites", nargs="+", choices=SUITES, help="what to run (default: all that can be)"
-    )
-    parser.add_argument("--segments", type=int, default=64, help="of each measurement (default 64)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="where result files go (default: DIR/eval)")
-    parser.add_argument("--json", type=Path, help="one result file with all rows")
-    parser.add_argument("--smoke", action="store_true", help="few segments")
+    source.add_argument("--corpus", type=Path, help="a folder made by data.corpus (first three)")
+    source.add_argument(
+        "--input", nargs="+", metavar="SOURCE",
+        help="file, folder, package:NAME, hf:NAME or (long_nll) held-out",
+    )  # fmt: skip
+    names = [*SUITES, *ASKING, ALL]
+    add("--suite", "--suites", nargs="+", choices=names, metavar="NAME", help="what to run, or all")
+    add("--segments", type=int, default=64, help="of base, gists and lens (default 64)")
+    add("--methods", nargs="+", choices=METHODS, metavar="NAME", help=", ".join(METHODS))
+    add("--lengths", nargs="+", type=planning.tokens, help="tokens of history: 1536 8k 1m")
+    add("--budget", type=planning.tokens, default=512, help="entries shown (default 512)")
+    add("--budgets", nargs="*", type=planning.tokens, default=[256, 1024],
+        help="more budgets, at the shortest length of long_nll")  # fmt: skip
+    add("--samples", type=int, help="of each cell; of each package or author in long_nll")
+    add("--depths", nargs="+", type=float, default=[0, 0.25, 0.5, 0.75, 1], help="or positions")
+    add("--distractors", nargs="+", type=int, default=[0, 2, 4, 8, 16], help="look-alikes")
+    add("--haystack", metavar="SOURCE", help="what tasks are hidden in: noise, repeat or a text")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, help="where result files go (default: DIR/eval)")
+    add("--json", type=Path, help="one result file with all rows")
+    add("--smoke", action="store_true", help="few samples of each")
     return parser
 
 
@@ -68,12 +117,13 @@ def step(text: str) -> int | str:
     return text if text == "latest" else int(text)
 
 
-def chosen_suites(directory: Path, names: Sequence[str] | None) -> dict[str, Suite]:
-    """Those named, or all whose items the directory holds; UserError where there is no base."""
-    if names:
-        return {name: SUITES[name] for name in names}
+def chosen_suites(directory: Path, names: Sequence[str] | None) -> list[str]:
+    """Those named; else, or of all, those whose items the directory holds, and at least base."""
     have = {item for item in checkpoint.TRAINED_BY if checkpoint.holds(directory, item)}
-    return {n: s for n, s in SUITES.items() if have.issuperset(s.items)} or {"base": base.SUITE}
+    can = [n for n, suite in SUITES.items() if have.issuperset(suite.items)] or ["base"]
+    if names is None:
+        return can
+    return list(dict.fromkeys([*can, *ASKING] if ALL in names else names))
 
 
 def read_streams(args: argparse.Namespace, directory: Path, opened: Opened) -> Streams:
@@ -98,35 +148,55 @@ def run_suite(
     return rows, [*suite.notes, f"{len(tokens)} segments of {length:,} tokens out of: {listed}."]
 
 
+def measure(name: str, args, opened: Opened, streams: Streams, command: str, out: Path) -> list:
+    """Runs one suite of segments; returns its result files."""
+    segments = SMOKE_SEGMENTS if args.smoke else args.segments
+    found = run_suite(SUITES[name], opened, streams, segments, args.seed)
+    if found is None:
+        print(f"{name}: left out, the base's trained window is too short.", file=sys.stderr)
+        return []
+    made = []
+    for result, rows in found[0].items():
+        made.append(out / f"{result}.json")
+        entry.write_result(made[-1], command, args.seed, rows, name=result, notes=found[1])
+    return made
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = flags()
     args = parser.parse_args(arguments)
     if args.segments < 2:
         raise UserError("an interval needs at least two segments: raise --segments.")
     directory = args.workdir or args.checkpoint
-    suites = chosen_suites(directory, args.suites)
-    items = tuple(dict.fromkeys(item for suite in suites.values() for item in suite.items))
-    opened = open_checkpoint(directory, items, args.step)
-    streams = read_streams(args, directory, opened)
-    segments = SMOKE_SEGMENTS if args.smoke else args.segments
-    facts = entry.command(parser, arguments), args.seed
-    console, out = Console(), args.out or directory / "eval"
-    everything = []
-    for name, suite in suites.items():
+    names = chosen_suites(directory, args.suite)
+    opened = open_checkpoint(directory, items(directory, names), args.step)
+    streams = read_streams(args, directory, opened) if set(names) & set(SUITES) else {}
+    command, out = entry.command(parser, arguments), args.out or directory / "eval"
+    reader = Reader(opened.model, opened.params) if set(names) & set(ASKING) else None
+    console, everything = Console(), []
+    for name in names:
         began = time.perf_counter()
-        found = run_suite(suite, opened, streams, segments, args.seed)
-        if found is None:
-            print(f"{name}: left out, the base's trained window is too short.", file=sys.stderr)
-            continue
-        results, notes = found
-        for result, rows in results.items():
-            path = out / f"{result}.json"
-            entry.write_result(path, *facts, rows, name=result, notes=notes)
-            print_table(load_result(path), console)
-            everything += [row | {"what": f"{result}: {row['what']}"} for row in rows]
+        if name in SUITES:
+            made = measure(name, args, opened, streams, command, out)
+        else:
+            plan, notes = planning.plan_of(name, ASKING[name], args, reader, opened)
+            made = [results.ask(name, ASKING[name], plan, command, out, notes)]
+        for path in made:
+            result = load_result(path)
+            print_table(result, console)
+            everything += [row | {"what": f"{path.stem}: {row['what']}"} for row in result["rows"]]
         print(f"{name}: {time.perf_counter() - began:.0f} s, written to {out}")
     if args.json:
-        entry.write_result(args.json, *facts, everything, name="eval")
+        entry.write_result(args.json, command, args.seed, everything, name="eval")
+
+
+def items(directory: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """Checkpoint items that these suites read: all there are, for those that ask."""
+    wanted = [item for name in names if name in SUITES for item in SUITES[name].items]
+    if set(names) & set(ASKING):
+        have = [item for item in checkpoint.TRAINED_BY if checkpoint.holds(directory, item)]
+        wanted += ["base", "gistnet", *have]
+    return tuple(dict.fromkeys(wanted))
 
 
 if __name__ == "__main__":

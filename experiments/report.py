@@ -3,9 +3,10 @@
     python -m experiments.report RUN… [--results RESULTS.md] [--out DIR]
 
 RUN is a result file, or a workdir with `summary.json` or `eval/*.json`. Each result is printed as
-a table and written to DIR (default: RUN/report) as NAME.md and NAME.png; a workdir's metrics and
-layouts become curves and a focus map there. With --results, the text between
-`<!-- table:NAME -->` and `<!-- end:NAME -->` is replaced by the result of that name.
+tables and written to DIR (default: RUN/report) as NAME.md and NAME.png, one with views as
+NAME-VIEW….png; a workdir's metrics and layouts become curves and a focus map there. With
+--results, the text between `<!-- table:NAME -->` and `<!-- end:NAME -->` is replaced by the result
+of that name.
 """
 
 import argparse
@@ -16,21 +17,16 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from experiments import pictures
 from experiments.entry import Parser, run
+from experiments.tables import by_split, fact_text, is_bound, markdown_table, print_table
 from mctx.errors import UserError
 from mctx.telemetry import METRICS_FILE
 
 REQUIRED = ("name", "command", "seed", "commit", "machine", "rows")
 LAYOUTS_FILE = "layouts.jsonl"  # one layout record a refocus, beside metrics.jsonl
-HEADINGS = {"what": "", "delta_nll": "ΔNLL"}
-ENDS = [end for ends in pictures.INTERVALS.values() for end in ends]
-SHOWN_ELSEWHERE = {"unit", "trained", *ENDS}  # in another column's heading or cells
 
 
 def result_files(run: Path) -> list[Path]:
@@ -68,6 +64,8 @@ def _fault(result) -> str | None:
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         return "its rows are not a list of objects"
     for number, row in enumerate(rows, 1):
+        if "views" in result and row.get("view") not in result["views"]:
+            return f"row {number} is of no view that it has"
         if not isinstance(row.get("what"), str) or "value" not in row:
             return f"row {number} has no what or no value"
         for key, (low, high) in pictures.INTERVALS.items():
@@ -77,101 +75,6 @@ def _fault(result) -> str | None:
             if len(values) == 3 and values[1] > values[2]:
                 return f"row {number} has an interval of {key} that is upside down"
     return None
-
-
-def number_text(value: float, half_width: float | None = None) -> str:
-    """A number to two digits of its interval's half width, else to four digits; whole as it is."""
-    if half_width:
-        digits = 1 - math.floor(math.log10(half_width))
-    elif isinstance(value, int) or not value:
-        digits = 0
-    else:
-        digits = 3 - math.floor(math.log10(abs(value)))
-    text = f"{value:,.{min(max(digits, 0), 6)}f}"
-    is_zero = not text.strip("-0.")
-    return text.lstrip("-") if is_zero else text.replace("-", "−")
-
-
-def _cell(row: Mapping, key: str) -> str:
-    value = row.get(key)
-    if key == "what":
-        bound = " (bound)" if value in pictures.BOUNDS else ""
-        return value + bound + (" (untrained)" if row.get("trained") is False else "")
-    if value is None:
-        return "—"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if not isinstance(value, int | float):
-        return str(value)
-    low, high = (row.get(end) for end in pictures.INTERVALS.get(key, ("", "")))
-    if low is None or high is None:
-        return number_text(value)
-    half = (high - low) / 2 or None
-    return f"{number_text(value, half)} [{number_text(low, half)}, {number_text(high, half)}]"
-
-
-def table_cells(result: Mapping) -> list[list[str]]:
-    """A result as text, the heading first. What all rows share (unit, n) is said once."""
-    rows = result["rows"]
-    units = {row.get("unit") for row in rows}
-    keys = [k for k in dict.fromkeys(k for row in rows for k in row) if k not in SHOWN_ELSEWHERE]
-    if len({row.get("n") for row in rows}) == 1 and "n" in keys:
-        keys.remove("n")
-    headings = [HEADINGS.get(key, key.replace("_", " ")) for key in keys]
-    cells = [[_cell(row, key) for key in keys] for row in rows]
-    at = keys.index("value")
-    if len(units) == 1:
-        headings[at] = units.pop() or "value"
-    else:
-        for row, line in zip(rows, cells, strict=True):
-            line[at] += f" {row.get('unit') or ''}".rstrip()
-    return [headings, *cells]
-
-
-def footer(result: Mapping) -> list[str]:
-    """Where the numbers come from: one line of facts, then the result's own notes."""
-    counts = {row.get("n") for row in result["rows"]} - {None}
-    facts = [f"`{result['command']}`", f"seed {result['seed']}"]
-    facts += [f"commit {_short(result['commit'])}", _machine(result["machine"])]
-    facts += [f"n = {n:,}" for n in counts if len(counts) == 1]
-    if any(row.get(end) is not None for row in result["rows"] for end in ENDS):
-        facts.append(f"[low, high]: {result.get('interval', pictures.INTERVAL)}")
-    return [" · ".join(facts), *result.get("notes", [])]
-
-
-def _short(commit: str) -> str:
-    return commit[:10] + ("+" if commit.endswith("+") else "")
-
-
-def _machine(machine: Mapping | str) -> str:
-    if isinstance(machine, str):
-        return machine
-    parts = [machine.get("cpu"), f"{machine.get('cores')} cores", machine.get("devices")]
-    return ", ".join([*filter(None, parts), f"jax {machine.get('versions', {}).get('jax')}"])
-
-
-def markdown_table(result: Mapping) -> str:
-    """The table as Markdown, with its footer."""
-    heading, *lines = ([_escape(cell) for cell in line] for line in table_cells(result))
-    rule = ["---", *["---:"] * (len(heading) - 1)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in (heading, rule, *lines))
-    return "\n\n".join([table, *footer(result)]) + "\n"
-
-
-def _escape(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("\n", " ")
-
-
-def print_table(result: Mapping, console: Console) -> None:
-    heading, *lines = table_cells(result)
-    table = Table(title=Text(result["name"], "bold"), title_justify="left", box=box.SIMPLE_HEAD)
-    for column, name in enumerate(heading):
-        table.add_column(Text(name), justify="right" if column else "left")
-    for line in lines:
-        table.add_row(*map(Text, line))
-    console.print(table)
-    for line in footer(result):
-        console.print(Text(line, "dim"))
 
 
 def replace_tables(text: str, tables: Mapping[str, str], name: str) -> str:
@@ -194,6 +97,46 @@ def write_whole(path: Path, text: str) -> None:
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def draw_views(result: Mapping, out: Path) -> None:
+    """The pictures that a result's views ask for, and what was in focus: NAME-VIEW….png."""
+    for view_name, view in result["views"].items():
+        stem = f"{result['name']}-{view_name}"
+        rows = [row for row in result["rows"] if row["view"] == view_name]
+        if rows and "heatmap" in view["pictures"]:
+            pictures.heatmaps(view, rows, view["title"], out / f"{stem}.png")
+        for value, members in by_split(rows, view).items():
+            where = "" if value is None else fact_text(view["split"], value)
+            title = " · ".join(filter(None, [view["title"], where]))
+            path = out / f"{_file_name(stem, value)}.png"
+            if "lines" in view["pictures"]:
+                note = f"whiskers: {result.get('interval', pictures.INTERVAL)}"
+                pictures.lines(view, members, title, note, path)
+            if "cost" in view["pictures"]:
+                _draw_cost(result, view, members, title, path.with_stem(f"{path.stem}-cost"))
+    families: dict[str, list[Mapping]] = {}
+    for one in result.get("focus", []):
+        families.setdefault(one["family"], []).append(one)
+    for family, shown in families.items():
+        title = f"{family} · {fact_text('length', shown[0]['length'])} · seed {shown[0]['seed']}"
+        path = out / f"{result['name']}-focus-{family}.png"
+        pictures.in_focus(shown, result["plan"]["block"], title, path)
+
+
+def _draw_cost(result: Mapping, view: Mapping, rows: Sequence[Mapping], title, path) -> None:
+    """At the greatest length, under the budget that the rows are of."""
+    length, budget = max(row["length"] for row in rows), result["plan"]["budget"]
+    costs = [c for c in result["costs"] if (c["length"], c["budget"]) == (length, budget)]
+    rows = [row for row in rows if row["length"] == length]
+    if costs:
+        bounds = {row["what"] for row in rows if is_bound(row)}
+        told = f"{title} · {fact_text('length', length)}"
+        pictures.tradeoff(view, rows, costs, bounds, told, path)
+
+
+def _file_name(stem: str, value) -> str:
+    return stem if value is None else re.sub(r"[^\w.+-]+", "_", f"{stem}-{value}")
 
 
 def draw_run(run: Path, out: Path) -> None:
@@ -246,7 +189,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         name, out = result["name"], _out(path, args.out)
         print_table(result, console)
         write_whole(out / f"{name}.md", tables[name])
-        if pictures.chart_measure(result):
+        if "views" in result:
+            draw_views(result, out)
+        elif pictures.chart_measure(result):
             pictures.bar_chart(result, out / f"{name}.png")
     for path in filter(Path.is_dir, args.runs):
         draw_run(path, _out(path, args.out))

@@ -1,4 +1,4 @@
-"""Intervals: percentile bootstrap over segments, or over groups of them, seeded."""
+"""Intervals: percentile bootstrap over segments or groups of them, seeded; Wilson's for shares."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 DRAWS = 2000
+NORMAL_95 = 1.959964  # standard deviations on either side that hold 95 %
 
 
 class Interval(NamedTuple):
@@ -34,3 +35,17 @@ def ratio(
     ratios = tops[drawn].sum(axis=1) / bottoms[drawn].sum(axis=1)
     low, high = np.quantile(ratios, [0.025, 0.975])
     return Interval(float(np.sum(top) / np.sum(bottom)), float(low), float(high))
+
+
+def proportion(hits: np.ndarray) -> Interval:
+    """Of the mean of `hits` [n], each 0 or 1: Wilson's interval.
+
+    A bootstrap of hits that are all alike would have no width, however few they are.
+    """
+    n, share = len(hits), float(np.mean(hits))
+    square = NORMAL_95**2 / n
+    centre = (share + square / 2) / (1 + square)
+    half = np.sqrt(square * (share * (1 - share) + square / 4)) / (1 + square)
+    # At 0 and 1 the ends are that number itself, but for the last digits of the arithmetic.
+    low, high = min(centre - half, share), max(centre + half, share)
+    return Interval(share, float(max(low, 0.0)), float(min(high, 1.0)))

@@ -1,14 +1,17 @@
-"""Measurements on segments of text: one file a suite, each a few pure functions that return rows.
+"""What can be measured: one file a suite, each a few pure functions that return rows.
 
-A suite says which checkpoint items it needs and how many tokens a segment must have, and turns
-segments into {name of a result: its rows}.
+Two kinds. A `Suite` turns segments of text into rows in one go: base, gists, lens. An `Asking`
+has trials: one after the other, each a history and something to ask behind it, with every method
+(`experiments.methods`) on each; its records are kept, so that it can be interrupted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from experiments.suites.trials import Plan, Trial
+from experiments.suites.views import View
 from mctx.models.wrapped import Wrapped
 
 
@@ -24,3 +27,23 @@ class Suite(NamedTuple):
     length: Callable[[Wrapped], int | None]
     measure: Callable[[Wrapped, dict, np.ndarray, int], dict[str, list[dict]]]
     notes: tuple[str, ...] = ()
+
+
+class Asking(NamedTuple):
+    """Attributes:
+    trials: the facts of each trial of a plan, in order; cheap.
+    make: the trial of some facts. A pure function of plan and facts.
+    views: of the records of a plan: tables, by name.
+    rows: (records, plan) -> rows of the result file, each with its `view`.
+    notes: of the records: what a reader of the results must know.
+    needs: methods that the others are compared with.
+    interval: what the rows' intervals are.
+    """
+
+    trials: Callable[[Plan], list[dict]]
+    make: Callable[[Plan, dict], Trial]
+    views: dict[str, View]
+    rows: Callable[[Sequence[dict], Plan], list[dict]]
+    notes: Callable[[Sequence[dict]], list[str]]
+    needs: tuple[str, ...] = ("handed",)
+    interval: str = "95 % over samples: Wilson's for hits, bootstrap for scores"

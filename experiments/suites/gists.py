@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.suites import Suite
+from experiments.suites.masks import masked_nll
 from experiments.suites.rows import in_batches, recovered_rows
-from mctx.focus.bank import BankShape, context_of, make_bank
-from mctx.models.wrapped import Wrapped, tail_nll
+from mctx.focus.bank import BankShape, make_bank
+from mctx.models.wrapped import Wrapped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +43,10 @@ def measure(
 
     @jax.jit
     def score(params, tokens):
-        bank = make_bank(model, params, tokens[:, : protocol.history])
-
-        def one(chosen):  # [N] -> [B]
-            mask = jnp.broadcast_to(chosen, (len(tokens), len(chosen)))
-            context, start = context_of(shape, bank, mask)
-            return tail_nll(model, params, tokens[:, protocol.history :], context, start).mean(1)
-
-        return jax.lax.map(one, jnp.asarray(shown)).T  # [B, S]
+        history, tail = jnp.split(tokens, [protocol.history], axis=1)
+        bank = make_bank(model, params, history)
+        masks = jnp.broadcast_to(shown[:, None], (len(shown), len(tokens), shown.shape[1]))
+        return masked_nll(model, params, shape, bank, tail, masks, protocol.tail)
 
     none, full, *each = in_batches(functools.partial(score, params), tokens).T
     rows = recovered_rows(none, full, dict(zip(ways, each, strict=True)), seed)

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.suites import Suite
+from experiments.suites.masks import masked_nll
 from experiments.suites.rows import in_batches, recovered_rows
-from mctx.focus.bank import BankShape, context_of, make_bank
+from mctx.focus.bank import BankShape, make_bank
 from mctx.models.base import Rows
-from mctx.models.wrapped import Wrapped, read_windows, tail_nll
+from mctx.models.wrapped import Wrapped, read_windows
 from mctx.training.labels import gated_utility
 from mctx.training.lens import bank_nodes, candidate_utility
 
@@ -52,20 +53,15 @@ def measure(
 
     @jax.jit
     def score(params, tokens, noise):
-        bank = make_bank(model, params, tokens[:, : protocol.history])
+        history, tail = jnp.split(tokens, [protocol.history], axis=1)
+        bank = make_bank(model, params, history)
         worth = guesses(model, shape, params, bank, tokens, noise, protocol)
         shown = [jnp.zeros((len(tokens), shape.blocks), bool)]
         shown += [jnp.ones_like(shown[0])]
         shown += [best(worth[name], m) for m in protocol.blocks for name in GUESSES]
         coarse = len(shape.node_level) - shape.blocks
         masks = jnp.pad(jnp.stack(shown), ((0, 0), (0, 0), (0, coarse)))  # [S, B, N]
-
-        def one(mask):
-            context, start = context_of(shape, bank, mask)
-            nll = tail_nll(model, params, tokens[:, protocol.history :], context, start)
-            return nll[:, -protocol.scored :].mean(axis=1)
-
-        return jax.lax.map(one, masks).T  # [B, S]
+        return masked_nll(model, params, shape, bank, tail, masks, protocol.scored)
 
     noise = np.random.default_rng(seed)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data import text
+from data.mixture import domains_of
 from data.sampling import Corpus
 from data.text import Document
 from mctx.errors import UserError
@@ -16,9 +17,18 @@ Streams = dict[str, np.ndarray]  # name of a package, folder or file -> its toke
 
 
 def corpus_streams(directory: Path, vocab_size: int) -> Streams:
-    """The packages of a corpus; of its part `valid` where the directory has one."""
-    part = directory / "valid"
-    corpus = Corpus.load(part if part.is_dir() else directory)
+    """The packages of a corpus: of one part, or of the part `valid` of each domain that has one."""
+    if (directory / "tokens.npy").exists():
+        return _part_streams(directory, vocab_size)
+    parts = [path / "valid" for path in domains_of(directory).values()]
+    streams: Streams = {}
+    for part in filter(Path.is_dir, parts):
+        streams |= _part_streams(part, vocab_size)
+    return streams
+
+
+def _part_streams(directory: Path, vocab_size: int) -> Streams:
+    corpus = Corpus.load(directory)
     names = [package["name"] for package in corpus.manifest["packages"]]
     used = np.unique(corpus.documents[:, 2])
     largest = int(corpus.tokens.max(initial=0))

@@ -12,8 +12,11 @@ from experiments import export_hf, import_hf
 from mctx import checkpoint
 from mctx.errors import UserError
 from mctx.models import hf
-from mctx.models.base import BaseConfig
+from mctx.models.base import BaseConfig, logits
+from mctx.models.wrapped import read
 from mctx.tokenizer import Tokenizer
+from tests import tiny
+from tests.experiments import tiny_checkpoint
 
 FIXTURES = Path(__file__).parents[1] / "models" / "fixtures"
 
@@ -67,6 +70,23 @@ def test_transformers_reads_an_export_with_its_tokenizer(source, tmp_path):
     assert transformers.AutoConfig.from_pretrained(tmp_path / "out").eos_token_id == 47
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer("word3 word5")["input_ids"] == [3, 5]
+
+
+def test_transformers_gives_the_logits_of_the_base_that_was_exported(tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    export_hf.main([str(tiny_checkpoint.write(tmp_path / "bundle")), str(tmp_path / "out")])
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="float32")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = tiny_checkpoint.text(24)
+    ids = Tokenizer.load(tmp_path / "bundle").encode(text)
+    assert tokenizer(text)["input_ids"] == ids.tolist()
+    tokens = np.concatenate([tiny.BASE.prefix, ids])[None]
+    with torch.no_grad():
+        theirs = model(torch.tensor(tokens.astype(np.int64))).logits.numpy()
+    base = tiny.params()["base"]
+    hidden = read(tiny.MODEL, {"base": base}, tokens, np.arange(tokens.shape[1])[None]).hidden
+    np.testing.assert_allclose(theirs, logits(base, hidden), atol=1e-4)
 
 
 def test_a_checkpoint_without_tokenizer_is_imported_and_exported(tmp_path, capsys):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from experiments import pictures, report
+from experiments import pictures, report, tables
 from experiments.focus_raster import SILENT, UNWRITTEN, focus_raster
 from mctx.errors import UserError
 
@@ -68,11 +68,11 @@ def layout(position, fine, silent=()):
     ],
 )
 def test_numbers_show_as_many_digits_as_their_interval_bears(value, half, text):
-    assert report.number_text(value, half) == text
+    assert tables.number_text(value, half) == text
 
 
 def test_table_has_one_column_a_quantity_and_says_shared_things_once():
-    heading, first, lens, full = report.table_cells(result())
+    heading, first, lens, full = tables.table_cells(result())
     assert heading == ["", "nats/token", "ΔNLL", "entries"]
     assert first == ["sinks+recent", "1.901 [1.851, 1.951]", "0", "1,024"]
     assert lens == ["lens (untrained)", "1.700", "−0.201 [−0.221, −0.181]", "—"]
@@ -81,21 +81,21 @@ def test_table_has_one_column_a_quantity_and_says_shared_things_once():
 
 def test_units_that_differ_stand_in_the_cells():
     rows = [row("read", 3.5, unit="ms"), row("size", 7, unit="MB")]
-    cells = report.table_cells(result(rows=rows))
+    cells = tables.table_cells(result(rows=rows))
     assert [line[1] for line in cells] == ["value", "3.500 ms", "7 MB"]
 
 
 def test_footer_says_where_the_numbers_come_from():
-    facts, note = report.footer(result())
+    facts, note = tables.footer(result())
     for part in ("`python -m x`", "seed 3", "commit c0ffeec0ff+", "CPU, 2 cores", "n = 64"):
         assert part in facts
     assert facts.endswith("[low, high]: bootstrap 95 % over segments")
     assert note == "A note."
-    assert "bootstrap" not in report.footer(result(rows=[row("lens", 1.0)]))[0]
+    assert "bootstrap" not in tables.footer(result(rows=[row("lens", 1.0)]))[0]
 
 
 def test_a_bar_in_a_cell_does_not_end_it():
-    assert r"a\|b" in report.markdown_table(result(rows=[row("a|b", 1.0)]))
+    assert r"a\|b" in tables.markdown_table(result(rows=[row("a|b", 1.0)]))
 
 
 def test_markers_are_replaced_exactly(tmp_path):
@@ -105,7 +105,7 @@ def test_markers_are_replaced_exactly(tmp_path):
     write(tmp_path / "run/summary.json", result())
     arguments = [str(tmp_path / "run"), "--results", str(results)]
     report.main(arguments)
-    table = report.markdown_table(result()).strip()
+    table = tables.markdown_table(result()).strip()
     assert results.read_text() == text.replace("old", table)
     report.main(arguments)
     assert results.read_text() == text.replace("old", table)
@@ -175,7 +175,7 @@ def test_a_run_leaves_its_table_and_all_its_pictures(tmp_path, capsys):
             with Image.open(path) as picture:
                 assert len(picture.convert("RGB").getcolors(1 << 24)) > 3  # something is drawn
             assert path.stat().st_size < 150_000
-    assert made["quick.md"].read_text() == report.markdown_table(result())
+    assert made["quick.md"].read_text() == tables.markdown_table(result())
     assert "lens (untrained)" in capsys.readouterr().out
 
 

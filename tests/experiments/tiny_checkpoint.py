@@ -1,14 +1,17 @@
 """A checkpoint of the tiny model, with a tokenizer of as many words, for the commands' tests."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 
 from mctx import checkpoint
+from mctx.tokenizer import Tokenizer
 from tests import tiny
 
 WORDS = tiny.BASE.vocab_size
+SHIPPED = Path(__file__).parents[2] / "data" / "checkpoints" / "pico"
 
 
 def tokenizer_json(words: int = WORDS) -> bytes:
@@ -40,4 +43,17 @@ def write(
     params = {item: tiny.params()[item] for item in items}
     files = {"tokenizer.json": content} if content else {}
     checkpoint.save_bundle(directory, params, tiny.MODEL.to_dict(), files, np.float32)
+    return directory
+
+
+def write_reader(directory: Path) -> Path:
+    """A bundle that reads any text, with the shipped tokenizer; its values are random."""
+    tokenizer = (SHIPPED / "tokenizer.json").read_bytes()
+    words = Tokenizer.load(SHIPPED).vocab_size
+    model = dataclasses.replace(
+        tiny.MODEL, base=dataclasses.replace(tiny.BASE, vocab_size=words)
+    )
+    params = {part: tiny.drawn(model, part) for part in ("base", "gistnet", "lensnet")}
+    files = {"tokenizer.json": tokenizer}
+    checkpoint.save_bundle(directory, params, model.to_dict(), files, np.float32)
     return directory

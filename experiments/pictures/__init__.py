@@ -1,0 +1,33 @@
+"""Pictures of results and runs, drawn from their files alone, in colours safe for every eye."""
+
+from experiments.pictures.bars import BOUNDS, INTERVAL, INTERVALS, bar_chart, chart_measure
+from experiments.pictures.comparisons import heatmaps, lines
+from experiments.pictures.curves import (
+    is_loss,
+    is_refocus,
+    scalar_names,
+    telemetry_curves,
+    training_curves,
+)
+from experiments.pictures.focus_map import LOD_LOOKS, focus_map
+from experiments.pictures.in_focus import in_focus
+from experiments.pictures.tradeoff import tradeoff
+
+__all__ = [
+    "BOUNDS",
+    "INTERVAL",
+    "INTERVALS",
+    "LOD_LOOKS",
+    "bar_chart",
+    "chart_measure",
+    "focus_map",
+    "heatmaps",
+    "in_focus",
+    "is_loss",
+    "is_refocus",
+    "lines",
+    "scalar_names",
+    "telemetry_curves",
+    "tradeoff",
+    "training_curves",
+]

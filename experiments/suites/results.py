@@ -1,0 +1,91 @@
+"""The result file of a suite of trials: rows, costs, focus, and all that remakes them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import entry
+from experiments.suites import Asking, trials
+from experiments.suites.records import Log, fingerprints, name_of
+from experiments.suites.trials import Plan
+from mctx.errors import UserError
+
+
+def ask(
+    name: str,
+    suite: Asking,
+    plan: Plan,
+    command: str,
+    out: Path,
+    notes: Sequence[str],
+) -> Path:
+    """Runs a suite's trials, or what is left of them, and writes OUT/NAME.json; returns it."""
+    settings = settings_of(plan)
+    commit = entry.git_commit()
+    log = Log(out / f"{name}.jsonl", settings, commit=commit)
+    costs = Log(out / "costs.jsonl", settings | {"machine": entry.machine()}, commit=commit)
+    facts = suite.trials(plan)
+    records = trials.run(name, facts, suite.make, plan, log, costs)
+    rows = suite.rows(records, plan)
+    if not rows:
+        raise UserError(f"{name}: no method is defined at these lengths: name others.")
+    path = out / f"{name}.json"
+    entry.write_result(
+        path,
+        command,
+        plan.seed,
+        rows,
+        name=name,
+        interval=suite.interval,
+        notes=[*suite.notes(records), *notes],
+        views={key: view.to_dict() for key, view in suite.views.items()},
+        costs=cost_rows(facts, plan, costs),
+        focus=focus(records),
+        records={"file": log.path.name, "settings": name_of(settings), "count": len(records)},
+        settings=settings,
+        plan=plan_facts(plan),
+    )
+    return path
+
+
+def settings_of(plan: Plan) -> dict:
+    """What every record of a plan depends on; what differs between records is in their facts."""
+    protocol = dataclasses.asdict(plan.protocol)
+    del protocol["budget"]
+    return {"fingerprints": fingerprints(plan.opened.params), "protocol": protocol}
+
+
+def plan_facts(plan: Plan) -> dict:
+    kept = ("methods", "lengths", "depths", "samples", "budgets", "distractors", "tail")
+    facts = {key: getattr(plan, key) for key in kept}
+    return facts | {"budget": plan.protocol.budget, "block": plan.block}
+
+
+def cost_rows(facts: Sequence[dict], plan: Plan, costs: Log) -> list[dict]:
+    """What each method costs at each length: the fields of `experiments.methods.Cost`."""
+    seen = {name_of(trials.cost_facts(one, "")): one for one in facts}.values()
+    asked = [trials.cost_facts(one, method) for one in seen for method in plan.methods]
+    found = [(where, costs.get(where)["found"]) for where in asked]
+    return [
+        {"what": where["method"], "length": where["length"], "budget": where["budget"], **cost}
+        for where, cost in found
+        if cost is not None
+    ]
+
+
+def focus(records: Sequence[dict]) -> list[dict]:
+    """What every method showed as tokens in one sample of each family, at the greatest length."""
+    shown = [record for record in records if record.get("blocks") is not None]
+    longest = max((record["length"] for record in shown), default=0)
+    kept = ("method", "family", "length", "seed", "blocks", "support", "in_focus", "exact")
+    first: dict[str, str] = {}
+    for record in shown:
+        if record["length"] == longest and record["support"]:
+            first.setdefault(record["family"], record["text"])
+    return [
+        {key: record[key] for key in kept}
+        for record in shown
+        if first.get(record["family"]) == record["text"]
+    ]

@@ -1,0 +1,110 @@
+"""Long texts by source and group: held-out packages, authors, folders; nothing trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data import minhash, pieces, text
+from data.text import Document
+from experiments.suites.segments import document_streams
+from mctx.errors import UserError
+from mctx.tokenizer import Tokenizer
+
+HELD_OUT = "held-out"  # the source that is packages of this Python never trained on
+GROUPS = 12  # packages that are taken of it
+
+
+class Stream(NamedTuple):
+    """All that is read of one package or author: what a bootstrap draws as one.
+
+    Attributes:
+      source: what the user named. group: package, author or folder.
+      tokens: int32 [n], documents behind each other, each with its end.
+    """
+
+    source: str
+    group: str
+    tokens: np.ndarray
+
+
+def streams(
+    sources: Sequence[str], checkpoint: Path, tokenizer: Tokenizer, least: int, most: int
+) -> tuple[tuple[Stream, ...], list[str]]:
+    """Texts of at least `least` tokens, cut to `most`, and notes on what was left out.
+
+    Args:
+      sources: `held-out`, or what `data.text.load` reads.
+
+    Raises:
+      UserError: a source cannot be read, or none has a text so long in two groups.
+    """
+    found: list[Stream] = []
+    notes = []
+    for source in sources:
+        if source == HELD_OUT:
+            mine = held_out(checkpoint, tokenizer, least, most)
+        else:
+            fit, known = unseen(text.load(source), checkpoint)
+            if known:
+                notes.append(f"{source}: left out what the checkpoint was trained on, {known}.")
+            mine = by_group(Path(source).name, fit, tokenizer, least, most)
+        if len(mine) < 2:
+            raise UserError(
+                f"{source} has {len(mine)} packages or authors with {least:,} tokens, and an "
+                "interval needs two: give more text, or a lower --lengths."
+            )
+        found += mine
+    return tuple(found), notes
+
+
+def held_out(checkpoint: Path, tokenizer: Tokenizer, least: int, most: int) -> list[Stream]:
+    """The first packages of this Python that are long enough and were never trained on."""
+    found: list[Stream] = []
+    for _, files in text.unseen_packages(checkpoint):
+        documents, count = [], 0
+        for document in files:
+            documents.append(document)
+            count += len(tokenizer.encode(document.text)) + 1
+            if count >= most:
+                break
+        if count >= least:
+            found += by_group(HELD_OUT, documents, tokenizer, least, most)
+        if len(found) == GROUPS:
+            break
+    return found
+
+
+def by_group(
+    source: str, documents: Iterable[Document], tokenizer: Tokenizer, least: int, most: int
+) -> list[Stream]:
+    """A stream a package, folder or author; a document without one is its own."""
+    named = [d._replace(package=d.package or d.name) for d in documents]
+    ordered = sorted(named, key=lambda document: document.package)
+    return [
+        Stream(source, group, tokens[:most])
+        for group, tokens in document_streams(ordered, tokenizer).items()
+        if len(tokens) >= least
+    ]
+
+
+def unseen(documents: list[Document], checkpoint: Path) -> tuple[list[Document], int]:
+    """Documents without those that the checkpoint's sketch knows, and how many those were.
+
+    A long text is known where most of its pieces are. A checkpoint without a sketch knows none.
+    """
+    if not (checkpoint / "sketch.npy").exists():
+        return documents, 0
+    sketch = np.load(checkpoint / "sketch.npy")
+
+    def known(document: Document) -> bool:
+        whole = minhash.signature(document.text)[None]
+        parts = pieces.cut(document.text).signatures
+        inside = minhash.in_sketch(sketch, parts).mean() > pieces.MOSTLY
+        return bool(minhash.in_sketch(sketch, whole)[0] or inside)
+
+    fit = [document for document in documents if not known(document)]
+    return fit, len(documents) - len(fit)

@@ -1,0 +1,95 @@
+"""From records to rows: each view is one table, methods down, one fact across."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from experiments.methods import METHODS
+from experiments.statistics import Interval, interval, proportion, ratio
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """How rows of one view are laid out; the report draws what this says.
+
+    Attributes:
+      title: what a reader sees above it.
+      across: the row key that tells columns apart. split: the one that tells tables apart, if any.
+      unit: of the values.
+      pictures: 'lines' (value against `across`), 'heatmap' (`across` down, `split` to the right, a
+        panel a method), 'cost' (value against costs, at the greatest length).
+      log: the axis of `across` is logarithmic. intervals: tables tell them.
+      better: which way is better.
+    """
+
+    title: str
+    across: str
+    unit: str
+    split: str | None = None
+    pictures: tuple[str, ...] = ()
+    log: bool = False
+    intervals: bool = True
+    better: str = "higher"
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+def cells(records: Iterable[dict], *keys: str) -> dict[tuple, list[dict]]:
+    """Records that are defined, by method and these facts; those that lack one are left out."""
+    found: dict[tuple, list[dict]] = {}
+    for record in records:
+        if record["defined"] and all(record.get(key) is not None for key in keys):
+            where = (record["method"], *(record[key] for key in keys))
+            found.setdefault(where, []).append(record)
+    return found
+
+
+def share_rows(
+    records: Sequence[dict], view: str, unit: str, measure: str, keys: Sequence[str], seed: int
+) -> list[dict]:
+    """Mean of a measure between 0 and 1, a row for each method and value of the keys."""
+    rows = []
+    for (method, *values), members in cells(records, *keys).items():
+        some = np.array([r[measure] for r in members if r.get(measure) is not None], float)
+        if len(some):
+            where = dict(zip(keys, values, strict=True))
+            rows.append(row(view, method, unit, share(some, seed), len(some), **where))
+    return rows
+
+
+def share(values: np.ndarray, seed: int) -> Interval:
+    """Wilson's interval of hits, the bootstrap's of scores between."""
+    return proportion(values) if np.isin(values, (0, 1)).all() else interval(values, seed=seed)
+
+
+def group_rows(
+    records: Sequence[dict],
+    view: str,
+    unit: str,
+    keys: Sequence[str],
+    value: Callable[[dict], tuple[float, float] | None],
+    seed: int,
+) -> list[dict]:
+    """sum(top) / sum(bottom) of what `value` says of each record, drawn by whole groups."""
+    rows = []
+    for (method, *values), members in cells(records, *keys).items():
+        pairs = [(value(record), record["group"]) for record in members]
+        told = [(pair, group) for pair, group in pairs if pair is not None]
+        if len(told) < len(members) or len({group for _, group in told}) < 2:
+            continue
+        (top, bottom), groups = np.transpose([p for p, _ in told]), np.array([g for _, g in told])
+        where = dict(zip(keys, values, strict=True))
+        found = ratio(top, bottom, groups, seed)
+        many = {"groups": len(set(groups))}
+        rows.append(row(view, method, unit, found, len(told), **where, **many))
+    return rows
+
+
+def row(view: str, method: str, unit: str, found: Interval, n: int, **where) -> dict:
+    bound = {"sees_future": True} if METHODS[method].sees_future else {}
+    numbers = {"value": found.value, "unit": unit, "low": found.low, "high": found.high, "n": n}
+    return {"view": view, "what": method, **where, **numbers, **bound}
