@@ -1,0 +1,125 @@
+"""What a peer is given: the base as Transformers loads it, and the segments that all are scored on.
+
+    python -m experiments.peers.segments --checkpoint=DIR --out=NEW [--input=PATH …]
+        [--segments=N] [--history=TOKENS] [--tail=TOKENS] [--budget=ENTRIES] [--seed=S]
+
+NEW gets `hf`, the export of the base (`experiments.export_hf`), and `segments.npz`:
+
+tokens   int32 [n, history + tail]; the text is, unless given, held-out packages of this Python
+history  how many of them are history; budget: entries that may be shown of it
+prefix   int32 [P]: what the base reads before everything; in every method it costs nothing
+window   tokens that the base was trained to read at once
+full     float32 [n, tail - 1]: our NLL of the tail's tokens but the first, given all before them.
+         A peer that does not reproduce it is not running the same model on the same text.
+seed, command  what drew the segments
+"""
+
+import argparse
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from experiments import entry, export_hf
+from experiments.suites.rows import in_batches
+from experiments.suites.segments import cut, held_out_streams, source_streams
+from mctx.errors import UserError
+from mctx.models.base import token_nll
+from mctx.models.wrapped import Wrapped, read
+from mctx.opened import Opened, open_checkpoint
+
+HELD_OUT = 400_000  # tokens of packages to draw from
+FILE = "segments.npz"
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def tail_of_base(model: Wrapped, tail: int, base: dict, tokens: jax.Array) -> jax.Array:
+    """The plain base over prefix and segments [B, T]: NLL of the last `tail - 1`, [B, tail - 1]."""
+    prefix = np.broadcast_to(
+        np.asarray(model.base.prefix, np.int32), (len(tokens), len(model.base.prefix))
+    )
+    entries = jax.numpy.concatenate([prefix, tokens], axis=1)
+    positions = jax.numpy.broadcast_to(jax.numpy.arange(entries.shape[1]), entries.shape)
+    hidden = read(model, {"base": base}, entries, positions).hidden
+    return token_nll(base, hidden[:, -tail:-1], tokens[:, 1 - tail :])
+
+
+def check(args: argparse.Namespace, model: Wrapped) -> None:
+    """Refuses lengths that cannot be compared, each in one sentence (UserError)."""
+    block, room = model.gist.block, model.base.window - len(model.base.prefix)
+    wants = [
+        (args.tail >= 2, "a tail needs two tokens: the first is only read."),
+        (args.history % block == 0, f"--history must be whole blocks of {block} tokens."),
+        (0 < args.budget < args.history, "--budget must be less than --history, and above zero."),
+        (
+            args.history + args.tail <= room,
+            f"full attention reads {room} tokens at once as the base was trained: lower --history.",
+        ),
+    ]
+    for holds, sentence in wants:
+        if not holds:
+            raise UserError(sentence)
+
+
+def save(path: Path, **arrays: np.ndarray) -> None:
+    """Writes the arrays whole or not at all."""
+    draft = path.with_name(f".{os.getpid()}.{path.name}")
+    np.savez(draft, **arrays)
+    draft.replace(path)
+
+
+def flags() -> argparse.ArgumentParser:
+    parser = entry.Parser(
+        prog="python -m experiments.peers.segments",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint or workdir")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--input", nargs="+", metavar="PATH", help="file, folder or package:NAME")
+    parser.add_argument("--segments", type=int, default=16, help="how many (default: 16)")
+    parser.add_argument("--history", type=int, default=1536, help="tokens (default: 1536)")
+    parser.add_argument("--tail", type=int, default=128, help="tokens (default: 128)")
+    parser.add_argument("--budget", type=int, default=512, help="entries (default: 512)")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def draw(args: argparse.Namespace, opened: Opened) -> np.ndarray:
+    """The segments, int32 [n, history + tail]."""
+    if args.input:
+        streams = source_streams(args.input, opened.tokenizer)
+    else:
+        streams = held_out_streams(args.checkpoint, HELD_OUT, opened.tokenizer)
+    return cut(streams, args.history + args.tail, args.segments, args.seed)[0]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = flags()
+    args = parser.parse_args(arguments)
+    opened = open_checkpoint(args.checkpoint, ("base",))
+    check(args, opened.model)
+    tokens = draw(args, opened)
+    base = opened.params["base"]
+    nll = in_batches(lambda piece: tail_of_base(opened.model, args.tail, base, piece), tokens)
+    export_hf.main([str(args.checkpoint), str(args.out / "hf")])
+    save(
+        args.out / FILE,
+        tokens=tokens,
+        history=args.history,
+        budget=args.budget,
+        prefix=np.asarray(opened.model.base.prefix, np.int32),
+        window=opened.model.base.window,
+        full=nll.astype(np.float32),
+        seed=args.seed,
+        checkpoint=str(args.checkpoint),
+        command=entry.command(parser, arguments),
+    )
+    print(f"{args.out / FILE}: {len(tokens)} segments; next: experiments.peers.presses {args.out}")
+
+
+if __name__ == "__main__":
+    entry.run(main)
