@@ -90,7 +90,7 @@ def stream(
         telemetry.scalars(position, scalars)
         layouts.write(json.dumps(layout_record(session, position)) + "\n")
 
-    config = dataclasses.replace(tokens_config(opened.model, protocol), every=EVERY)
+    config = dataclasses.replace(tokens_config(opened.model, protocol), every=EVERY, probe_every=8)
     tree = open_tree(opened, workdir / "tree")
     done = tree.blocks * tree.spec.fanouts[0]
     session = Session(opened, tree, config, on_refocus=watch)

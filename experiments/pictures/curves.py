@@ -20,12 +20,14 @@ PANELS = {  # known scalars by their first word after "refocus/", in the order d
     "residency": "residency (share of rows already there)",
     "coverage": "coverage by age (share shown)",
     "entries": "entries in the working context",
+    "delta_nll": "ΔNLL that a refocus brought, nats/token (← better)",
+    "flops": "operations per refocus",
     "ms": "milliseconds per refocus",
 }
 
 
 def is_loss(scalar: str) -> bool:
-    return "loss" in scalar or "nll" in scalar
+    return ("loss" in scalar or "nll" in scalar) and not is_refocus(scalar)
 
 
 def is_refocus(scalar: str) -> bool:

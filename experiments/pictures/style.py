@@ -39,7 +39,11 @@ def save(figure: Figure, path: str | Path) -> None:
 
 
 def thousands(number: float, _=None) -> str:
-    return f"{number / 1000:,.4g}k" if abs(number) >= 10_000 else f"{number:,.4g}"
+    """`9,000`, `10k`, `2.5M`, `1.05G`: short from ten thousand on."""
+    for least, size, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(number) >= least:
+            return f"{number / size:,.4g}{letter}"
+    return f"{number:,.4g}"
 
 
 def scaled(number: float, _=None) -> str:

@@ -49,7 +49,7 @@ class Spending:
         one = jax.ShapeDtypeStruct((1, c.slots, c.width), jnp.float32)
         self._own["assemble"].add("gist", gists, program, one)
         before, self._before = self._before, self._totals()
-        return {f"refocus/flops_{name}": self._before[name] - before[name] for name in before}
+        return {f"refocus/flops/{name}": self._before[name] - before[name] for name in before}
 
     def _totals(self) -> dict[str, float]:
         counts = {**self._own, "ingest": self._session.reader.operations}

@@ -41,10 +41,10 @@ def test_probes_come_as_often_as_asked():
 
 def test_operations_are_those_of_what_was_done():
     _, reports = streamed()
-    read = [report["refocus/flops_read"] for report in reports]
-    decide = [report["refocus/flops_decide"] for report in reports]
+    read = [report["refocus/flops/read"] for report in reports]
+    decide = [report["refocus/flops/decide"] for report in reports]
     assert read[0] == 0 and len(set(read[1:])) == 1, "every interval reads as many tokens"
     rounds = np.array(decide) / min(decide)
     np.testing.assert_array_equal(rounds, rounds.round())
     assert max(rounds) <= small.CONFIG.rounds
-    assert all(report["refocus/flops_ingest"] > 0 for report in reports[1:])
+    assert all(report["refocus/flops/ingest"] > 0 for report in reports[1:])
