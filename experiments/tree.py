@@ -63,7 +63,7 @@ def create(args) -> dict:
     opened = _open(args.checkpoint)
     spec = tree_spec(opened.model, opened.fingerprint)
     with Tree.create(args.uri, spec) as tree:
-        return _facts(tree)
+        return tree.stats()
 
 
 def append(args) -> dict:
@@ -79,7 +79,7 @@ def append(args) -> dict:
                 made = _append_documents(fill, opened.tokenizer, documents, tell)
             else:
                 made = _append_text(fill, _tokens(opened.tokenizer, documents), tell)
-        return made | _facts(tree)
+        return made | tree.stats()
 
 
 def delete(args) -> dict:
@@ -87,13 +87,13 @@ def delete(args) -> dict:
     with Tree.open(args.uri, "w", fingerprint=opened.fingerprint, mirror=NO_MIRROR) as tree:
         Ingest(_reader(opened), tree).delete_document(args.name)
         tree.commit()
-        return {"deleted": args.name} | _facts(tree)
+        return {"deleted": args.name} | tree.stats()
 
 
 def stats(args) -> dict:
     tree = Tree.open(args.uri, mirror=NO_MIRROR)
     names = [tree.documents[name]._asdict() for name in tree.documents]
-    return _facts(tree) | ({"documents": names} if args.json else {})
+    return tree.stats() | ({"documents": names} if args.json else {})
 
 
 def check(args) -> dict:
@@ -112,7 +112,7 @@ def remake(args) -> dict:
     opened = _open(args.checkpoint)
     with _bar(args, "blocks") as tell:
         remade = rebuild(args.uri, _reader(opened), opened.fingerprint, progress=tell)
-    return {"rebuilt": remade} | _facts(Tree.open(args.uri, mirror=NO_MIRROR))
+    return {"rebuilt": remade} | Tree.open(args.uri, mirror=NO_MIRROR).stats()
 
 
 def export(args) -> dict:
@@ -132,7 +132,7 @@ def export(args) -> dict:
         if draft.is_dir():
             shutil.rmtree(draft)
         draft.unlink(missing_ok=True)
-    return {"exported": str(output)} | _facts(tree)
+    return {"exported": str(output)} | tree.stats()
 
 
 # -- text and documents ------------------------------------------------------------------------
@@ -142,17 +142,10 @@ def _documents(args) -> list[text.Document]:
     """All texts, read before anything is written; UserError where one is not to be had."""
     documents = text.load(args.input)
     if args.as_documents:
-        names = [_name(document) for document in documents]
+        names = [document.name for document in documents]
         if len(set(names)) < len(names):
             raise UserError(f"two texts of {args.input} have one name: a document has its own.")
-        empty = [_name(document) for document in documents if not document.text]
-        if empty:
-            raise UserError(f"{empty[0]} in {args.input} is empty: a document has some text.")
     return documents
-
-
-def _name(document: text.Document) -> str:
-    return document.name
 
 
 def _tokens(tokenizer: Tokenizer, documents: list[text.Document]) -> np.ndarray:
@@ -176,7 +169,7 @@ def _append_documents(fill: Ingest, tokenizer: Tokenizer, documents, tell: Tell)
     counts = {"added": 0, "replaced": 0, "unchanged": 0}
     tokens = tokenizer.encode_batch([document.text for document in documents])
     for number, (document, ids) in enumerate(zip(documents, tokens, strict=True), 1):
-        name, tree = _name(document), fill.tree
+        name, tree = document.name, fill.tree
         span = tree.documents[name] if name in tree.documents else None
         if span is None:
             fill.add_document(name, ids)
@@ -203,7 +196,7 @@ def _append_together(args) -> dict:
         )
     if args.process:
         return {"read by this process": added}
-    return {"appended": added} | _facts(Tree.open(args.uri, mirror=NO_MIRROR))
+    return {"appended": added} | Tree.open(args.uri, mirror=NO_MIRROR).stats()
 
 
 # -- export ------------------------------------------------------------------------------------
@@ -263,9 +256,6 @@ def _open(checkpoint: Path | None) -> Opened:
 def _reader(opened: Opened) -> Reader:
     return Reader(opened.model, opened.params)
 
-
-def _facts(tree: Tree) -> dict:
-    return tree.stats()
 
 
 @contextmanager

@@ -134,12 +134,9 @@ def _uncommon_that_fit(
     """
     sizes = np.array([len(one) for one in tokens])
     total = num_cw * freq_cw + freq_ucw * (len(tokens) - num_cw)
-    # Numbers of one count of digits are taken to be as long as the longest of them.
-    marks = np.concatenate([
-        np.full(min(10**digits, total + 1) - 10 ** (digits - 1),
-                len(encoder.one(f" {10**digits - 1}.")))
-        for digits in range(1, len(str(total)) + 1)
-    ]).cumsum()
+    # Each number is counted: a tokenizer may have one token for 99 or 999 and more for others.
+    numbers = encoder(*(f" {number}." for number in range(1, total + 1)))
+    marks = np.cumsum([len(one) for one in numbers])
     used = marks[num_cw * freq_cw + freq_ucw * np.arange(1, len(tokens) - num_cw + 1) - 1]
     used = used + freq_cw * sizes[:num_cw].sum() + freq_ucw * sizes[num_cw:].cumsum()
     fit = int(np.searchsorted(used, budget, side="right"))

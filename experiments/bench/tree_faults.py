@@ -21,7 +21,7 @@ from mctx.tree.mirror import MirrorConfig
 from mctx.tree.store import Tree, TreeError
 from mctx.tree.verify import verify
 
-WAIT = 0.3  # seconds at most between a writer's first commit and its end
+WAIT = 0.4  # seconds at most between a writer's first commit and its end
 RESTART = 25  # trials with one tree
 QUIET = MirrorConfig(load=False)
 

@@ -53,12 +53,18 @@ class Peer(NamedTuple):
     """Attributes:
     press: (kvpress, what is asked) -> a press, or None where it is not defined.
     moved: its keys stand together, so the tail follows the last of them.
+    single: the tail is read token by token. kvpress hides a key behind one that all queries of a
+      call turn away from, and finds none for many of them.
     note: how it keeps the budget, where that is not as the others do.
     """
 
     press: Callable[[Any, Asked], Any]
     moved: bool = False
+    single: bool = False
     note: str = ""
+
+
+WHOLE = Peer(lambda *_: None)  # full attention
 
 
 def kvzip(kvpress, asked: Asked):
@@ -81,6 +87,7 @@ PEERS = {
     "ExpectedAttention": Peer(lambda k, asked: k.ExpectedAttentionPress(asked.ratio())),
     "KVzip": Peer(
         kvzip,
+        single=True,
         note="budget kept on average over layers and heads: it hides keys instead of dropping them",
     ),
 }
@@ -114,11 +121,11 @@ def load_segments(folder: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def score(model, press, moved: bool, context: np.ndarray, tail: np.ndarray) -> tuple:
+def score(model, peer: Peer, press, context: np.ndarray, tail: np.ndarray) -> tuple:
     """NLL of tail[1:] behind a compressed context.
 
     Args:
-      press: a context manager's maker, or None for full attention.
+      press: what `peer` made, or None for full attention.
 
     Returns:
       float32 [tail - 1]; rows that were kept, mean over layers and heads; seconds of the prefill.
@@ -129,18 +136,23 @@ def score(model, press, moved: bool, context: np.ndarray, tail: np.ndarray) -> t
     def ids(tokens):
         return torch.as_tensor(tokens[None].astype(np.int64), device=model.device)
 
-    cache = DynamicCache()
+    cache, logits = DynamicCache(), []
     with torch.no_grad():
         began = time.perf_counter()
         with press(model) if press else contextlib.nullcontext():
             model.model(input_ids=ids(context), past_key_values=cache)
         seconds = time.perf_counter() - began
         kept = rows_kept(model, cache)
-        start = cache.get_seq_length() if moved else len(context)
-        places = torch.arange(start, start + len(tail) - 1, device=model.device)[None]
-        out = model(input_ids=ids(tail[:-1]), past_key_values=cache, position_ids=places)
+        start, read = cache.get_seq_length() if peer.moved else len(context), tail[:-1]
+        for piece in np.split(np.arange(len(read)), len(read) if peer.single else 1):
+            out = model(
+                input_ids=ids(read[piece]),
+                past_key_values=cache,
+                position_ids=torch.as_tensor(start + piece, device=model.device)[None],
+            )
+            logits.append(out.logits[0].float())
         nll = torch.nn.functional.cross_entropy(
-            out.logits[0].float(), ids(tail[1:])[0], reduction="none"
+            torch.cat(logits), ids(tail[1:])[0], reduction="none"
         )
     return nll.cpu().numpy(), kept, seconds
 
@@ -159,7 +171,7 @@ def ensure_same(model, given: dict[str, np.ndarray]) -> tuple[float, list[float]
     """Full attention against ours: the largest difference of a token, and NLL by segment."""
     apart, mean = 0.0, []
     for context, tail, ours in segments(given):
-        nll, _, _ = score(model, None, False, context, tail)
+        nll, _, _ = score(model, WHOLE, None, context, tail)
         apart = max(apart, float(np.abs(nll - ours).max()))
         mean.append(float(nll.mean()))
     if not apart <= SAME:
@@ -181,13 +193,13 @@ def measure(name: str, kvpress, model, given: dict[str, np.ndarray]) -> dict | N
     """One press on all segments; None where it is not defined for them."""
     free = int(given["window"]) - len(given["prefix"]) - int(given["history"])
     prefix, budget = len(given["prefix"]), int(given["budget"])
-    found = []
+    peer, found = PEERS[name], []
     for context, tail, _ in segments(given):
         asked = Asked(prefix + budget, len(context), free)
-        press = PEERS[name].press(kvpress, asked)
+        press = peer.press(kvpress, asked)
         if press is None:
             return None
-        found.append(score(model, press, PEERS[name].moved, context, tail))
+        found.append(score(model, peer, press, context, tail))
     nll, kept, seconds = zip(*found, strict=True)
     return {
         "name": name,
@@ -195,7 +207,7 @@ def measure(name: str, kvpress, model, given: dict[str, np.ndarray]) -> dict | N
         "entries": float(np.mean(kept)) - prefix,
         "ms_prefill": 1e3 * float(np.median(seconds)),
         "compression_ratio": asked.ratio(0),
-        "note": PEERS[name].note,
+        "note": peer.note,
     }
 
 

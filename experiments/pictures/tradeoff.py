@@ -39,7 +39,7 @@ def tradeoff(
                                        strict=True):
             paid = np.array([_paid(cost, *price) for cost in told])
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+            axes.xaxis.set_major_locator(LogLocator(subs=_digits(paid)))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.4g}"))
             axes.xaxis.set_minor_locator(NullLocator())
             _points(axes, paid, value, reach, fit)
@@ -58,6 +58,12 @@ def tradeoff(
         note = "line and bold: no method that may be used is better and cheaper · hollow: bounds"
         figure.text(0.065, 1 - 0.55 / height, note, color=FAINT, size=9)
         save(figure, path)
+
+
+def _digits(paid: np.ndarray) -> tuple[float, ...]:
+    """First digits of the ticks: fewer, the more powers of ten there are."""
+    decades = np.log10(paid.max() / paid.min()) if paid.min() > 0 else 0.0
+    return (1, 1.5, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 2.2 else (1, 3)
 
 
 def _paid(cost: Mapping, token: str, refocus: str, scale: float) -> float:

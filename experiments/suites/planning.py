@@ -41,13 +41,15 @@ class Size(NamedTuple):
     methods: tuple[str, ...] = FEW
 
 
-SIZES = {
-    "long_nll": Size((8192, 32768), 1, tuple(m for m in METHODS if m != "handed")),
-    "retrieval": Size((8192,), 5),
-    "distractors": Size((8192,), 4),
-    "facts": Size((8192,), 8),
-    "kv": Size((8192,), 4),
-    "edits": Size((8192,), 8),
+# Without support nothing can be handed; exact leave-one-in costs a pass a block.
+LEFT_OUT = ("handed", "leave-one-in crossfit")
+SIZES = {  # together some twenty minutes for the shipped checkpoint on two cores
+    "long_nll": Size((8192, 32768), 1, tuple(m for m in METHODS if m not in LEFT_OUT)),
+    "retrieval": Size((8192,), 2),
+    "distractors": Size((8192,), 2),
+    "facts": Size((8192,), 4),
+    "kv": Size((8192,), 2),
+    "edits": Size((8192,), 3),
 }
 SMOKE_METHODS = ("random", "lens")
 SMOKE = dict(depths=(0.0, 1.0), distractors=(0, 4), budgets=())

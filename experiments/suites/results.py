@@ -43,7 +43,12 @@ def ask(
         views={key: view.to_dict() for key, view in suite.views.items()},
         costs=cost_rows(facts, plan, costs),
         focus=focus(records),
-        records={"file": log.path.name, "settings": name_of(settings), "count": len(records)},
+        records={
+            "file": log.path.name,
+            "settings": name_of(settings),
+            "count": len(records),
+            "commits": sorted({record["commit"] for record in records}),
+        },
         settings=settings,
         plan=plan_facts(plan),
     )

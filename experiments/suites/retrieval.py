@@ -34,7 +34,7 @@ EVERYWHERE = ("cwe", "fwe")  # what they ask for stands at no depth
 
 
 def trials(plan: Plan) -> list[dict]:
-    """Every family at every length; repeats take one depth after the other."""
+    """Every family at every length, at one depth after the other."""
     return [
         sample_facts(plan, family, length, repeat, depth=depth(plan, family, repeat))
         for length in plan.lengths
@@ -44,7 +44,9 @@ def trials(plan: Plan) -> list[dict]:
 
 
 def depth(plan: Plan, family: str, repeat: int) -> float | None:
-    return None if family in EVERYWHERE else plan.depths[repeat % len(plan.depths)]
+    """Families begin at different depths, so that few repeats reach all depths together."""
+    turn = repeat + FAMILIES.index(family)
+    return None if family in EVERYWHERE else plan.depths[turn % len(plan.depths)]
 
 
 def make(plan: Plan, facts: dict) -> Trial:

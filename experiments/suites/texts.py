@@ -49,8 +49,13 @@ def streams(
             mine = held_out(checkpoint, tokenizer, least, most)
         else:
             fit, known = unseen(text.load(source), checkpoint)
-            if known:
-                notes.append(f"{source}: left out what the checkpoint was trained on, {known}.")
+            notes.append(
+                f"{source}: the checkpoint does not say what it was trained on, so nobody knows "
+                "whether this text is new to it."
+                if known is None
+                else f"{source}: {known} texts left out because the checkpoint was trained on them "
+                "or on near copies."
+            )
             mine = by_group(Path(source).name, fit, tokenizer, least, most)
         if len(mine) < 2:
             raise UserError(
@@ -91,13 +96,13 @@ def by_group(
     ]
 
 
-def unseen(documents: list[Document], checkpoint: Path) -> tuple[list[Document], int]:
+def unseen(documents: list[Document], checkpoint: Path) -> tuple[list[Document], int | None]:
     """Documents without those that the checkpoint's sketch knows, and how many those were.
 
-    A long text is known where most of its pieces are. A checkpoint without a sketch knows none.
+    A long text is known where most of its pieces are. None where the checkpoint has no sketch.
     """
     if not (checkpoint / "sketch.npy").exists():
-        return documents, 0
+        return documents, None
     sketch = np.load(checkpoint / "sketch.npy")
 
     def known(document: Document) -> bool:

@@ -129,7 +129,8 @@ def cost_facts(facts: dict, method: str) -> dict:
 def flat(record: dict) -> dict:
     """A record with its facts and what was found side by side."""
     found = record["found"]
-    return {**record["facts"], "defined": found is not None, **(found or {})}
+    made = {"defined": found is not None, "commit": record["commit"]}
+    return {**record["facts"], **made, **(found or {})}
 
 
 def available(opened: Opened, names: Sequence[str]) -> tuple[str, ...]:

@@ -91,10 +91,11 @@ class BlockCache:
         start, first = np.unique(start, return_index=True)
         stop = np.minimum(stop[first], self._tree.blocks * block)
         # What is not complete yet is padded, which no earlier block can see.
-        tokens = np.zeros((len(start), size), np.int32)
-        for row, a, b in zip(tokens, start, stop, strict=True):
-            row[: b - a] = self._tree.tokens(int(a), int(b))
-        return start, stop, tokens
+        within = start[:, None] // block + np.arange(size // block)  # [n, blocks of a window]
+        there = within < stop[:, None] // block
+        tokens = np.zeros((*within.shape, block), np.int32)
+        tokens[there] = self._tree.token_blocks(within[there])
+        return start, stop, tokens.reshape(len(start), size)
 
     def _read_missing(self, missing):
         """Whole windows, and of those every block that is there."""

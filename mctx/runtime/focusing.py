@@ -53,6 +53,18 @@ def gatherer(tree: Tree) -> Gather:
     return gather
 
 
+def prefetch(tree: Tree, layouts: Layout) -> None:
+    """Asks for the gists that the next refocus looks at if it opens what stands in the layouts."""
+    level, index = np.asarray(layouts.level), np.asarray(layouts.index)
+    for one in range(2, tree.spec.levels + 1):
+        nodes = np.unique(index[(level == one) & (index >= 0)]).astype(np.int64)
+        fanout = tree.spec.fanouts[one - 1]
+        children = (nodes[:, None] * fanout + np.arange(fanout)).ravel()
+        children = children[children < tree.count(one - 1)]
+        if len(children):
+            tree.prefetch(one - 1, children)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def start(cfg: FocusConfig, heads: int, blocks, dead: Dead = NO_DEAD) -> Layout:
     """The coarsest layout, once for every head: [H, n]."""

@@ -226,6 +226,7 @@ class Session:
             if not np.any(done.expanded | done.collapsed | done.forced):
                 break  # a fixed point: the same scores would choose nothing again
         decided = time.perf_counter()
+        focusing.prefetch(self.tree, self.layouts)
         again = self._live(self.config.reread // self.model.gist.block)
         again = again if self.config.tail == "reread" else again[:0]
         before = again[0] if len(again) else None

@@ -284,6 +284,11 @@ class HeadRecord:
             raise TreeError(f"Another writer opened {self._uri} at the same moment; open it again.")
         return taken, generation, epochs
 
+    @property
+    def index(self) -> Index | None:
+        """The index that the HEAD read or written last names, if it names one."""
+        return self._index
+
     def forget_index(self) -> None:
         """Let the next index be a new one, in the folder of the epoch that writes it."""
         self._index = None

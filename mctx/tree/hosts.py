@@ -50,7 +50,7 @@ def append_together(
     tokens: np.ndarray,
     fingerprint: str,
     patience: float = 120.0,
-    windows: int = WINDOWS,
+    windows: int | None = None,
     progress: Progress = lambda done, total: None,
     agree: Agree = multihost_utils.broadcast_one_to_all,
 ) -> int:
@@ -61,7 +61,7 @@ def append_together(
     Args:
       tokens: [n], the same in every process.
       patience: seconds that the lead waits for a piece before it gives up.
-      windows: of one piece.
+      windows: of one piece; WINDOWS if not given.
 
     Returns:
       Tokens added; in other processes than the lead, those they were to read.
@@ -71,7 +71,7 @@ def append_together(
         what is missing goes on from there. Or another writer took the tree over.
     """
     process, processes = jax.process_index(), jax.process_count()
-    size = windows * reader.model.window
+    size = (windows or WINDOWS) * reader.model.window
     if process == 0:
         lead = _Lead(uri, reader, tokens, fingerprint, processes, size)
         agree(np.array([lead.tree.epoch, lead.first], np.int32))

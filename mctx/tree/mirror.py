@@ -22,6 +22,7 @@ from mctx.tree.pages import ABSENT, Bits, Eighths, Pages
 PAGE_BYTES = 2**12  # of rows as stored: 32 of width 64, a family of siblings
 LOAD_BYTES = 2**24  # read at once by the background
 LOADS_AHEAD = 3
+PREFETCHES = 8  # under way or waiting; a tree that cannot keep up is not asked for more
 ADD_BYTES = 2**20
 WORTH_LOADING = 2**20  # bytes; a tree with less is here after a few reads anyway
 
@@ -62,7 +63,7 @@ class Mirror:
         self._pages = Pages(coding, self._size, self.config.limit)
         self._lock = threading.Lock()
         self._worker: ThreadPoolExecutor | None = None
-        self._ahead: Future | None = None
+        self._ahead: list[Future] = []
         self.loaded: Future | None = None  # set by `load`; its result: bytes held in the end
 
     @property
@@ -123,14 +124,17 @@ class Mirror:
     def prefetch(
         self, level: int, epochs: np.ndarray, rows: np.ndarray, logical: np.ndarray, end: End
     ) -> Future | None:
-        """As `gather`, in the background and for later; nothing where one is under way.
+        """As `gather`, in the background and for later; nothing where many are under way.
 
         An error is left for who needs the rows.
         """
-        if self._ahead and not self._ahead.done():
+        self._ahead = [each for each in self._ahead if not each.done()]
+        if len(self._ahead) >= PREFETCHES:
             return None
-        self._ahead = self._submit(self.gather, level, epochs, rows, logical, end)
-        return self._ahead
+        future = self._submit(self.gather, level, epochs, rows, logical, end)
+        if future:
+            self._ahead.append(future)
+        return future
 
     def load(self, head: Head) -> None:
         """Starts reading what HEAD lists, coarse levels first, as many levels as fit."""

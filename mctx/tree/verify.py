@@ -53,7 +53,8 @@ def verify(
       TreeError: there is no tree, or no HEAD that can be read: then nothing else can be said.
     """
     kvstore = stored.open_kvstore(uri)
-    head, _ = HeadRecord(kvstore, uri).read()
+    record = HeadRecord(kvstore, uri)
+    head, _ = record.read()
     if head is None:
         raise TreeError(f"There is no MegaContext tree at {uri}; check the path.")
     problems = [*_counts(head), *_documents(head)]
@@ -73,6 +74,7 @@ def verify(
         names = [key.decode() for key in kvstore.list().result()]
     epochs, foreign = _names(names)
     used = {epoch for each in head.extents for epoch in each.table[:, 1].tolist()}
+    used |= _names([record.index.name])[0] if record.index else set()
     return Report(
         uri=str(uri),
         epoch=head.epoch,

@@ -127,7 +127,7 @@ class View:
         """Read gists that will be asked for into the mirror, in the background.
 
         Returns:
-          What can be waited for; None where the background is busy with an earlier one.
+          What can be waited for; None where the background is busy with earlier ones.
         """
         indices, state = self._checked(level, indices, lowest=1), self._state
         epochs, rows = locate(state.extents[level], indices)

@@ -104,19 +104,20 @@ def test_presses_that_round_down_keep_exactly_what_is_asked():
 
 
 @pytest.mark.parametrize("name", presses.PEERS)
-def test_a_press_keeps_the_budget_and_sees_no_tail(name, folder, given):
+def test_a_press_keeps_the_budget_and_sees_no_tail(name, folder):
     pytest.importorskip("kvpress")
-    if name == "SnapKV":
-        pytest.skip("its window of 64 queries is longer than this history")
     kvpress, model = presses.load_peers(folder, "cpu")
-    asked = presses.Asked(PREFIX + BUDGET, PREFIX + HISTORY, 1000)
-    press, moved = presses.PEERS[name].press(kvpress, asked), presses.PEERS[name].moved
-    context, tail, full = next(presses.segments(given))
-    nll, kept, _ = presses.score(model, press, moved, context, tail)
-    assert kept == PREFIX + BUDGET
+    ids = np.asarray(tiny.tokens(1, 100)[0])
+    context, tail = ids[:90], ids[90:]  # longer than what SnapKV looks back at
+    peer, asked = presses.PEERS[name], presses.Asked(70, len(context), 1000)
+    press = peer.press(kvpress, asked)
+    nll, kept, _ = presses.score(model, peer, press, context, tail)
+    assert kept == asked.kept
+    full, everything, _ = presses.score(model, presses.WHOLE, None, context, tail)
+    assert everything == len(context)
     assert np.abs(nll - full).max() > 1e-3  # it did forget something
     other = np.concatenate([tail[:4], (tail[4:] + 1) % 30])
-    again, _, _ = presses.score(model, press, moved, context, other)
+    again, _, _ = presses.score(model, peer, press, context, other)
     np.testing.assert_allclose(again[:3], nll[:3], atol=1e-4)
 
 

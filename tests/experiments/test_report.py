@@ -10,6 +10,7 @@ from PIL import Image
 
 from experiments import pictures, report, tables
 from experiments.focus_raster import SILENT, UNWRITTEN, focus_raster
+from experiments.pictures.tradeoff import on_front, spread
 from mctx.errors import UserError
 
 FANOUTS = (4, 2, 2)  # tokens a block, then blocks a LOD2 node, LOD2 nodes a LOD3 node
@@ -245,3 +246,99 @@ def test_records_that_are_no_layouts_and_logs_without_scalars_are_refused(tmp_pa
     write(metrics, "not json\n")
     with pytest.raises(UserError, match="JSON object a line"):
         pictures.telemetry_curves(metrics, tmp_path / "x.png")
+
+
+def view(**changes):
+    plain = {"title": "Exact", "across": "length", "unit": "share", "split": None, "pictures": []}
+    return plain | {"log": True, "intervals": True, "better": "higher"} | changes
+
+
+def with_views():
+    """Two methods and a bound at two lengths and two depths; full stands at the shorter alone."""
+    def told(view_name, what, value, **where):
+        ends = {"low": max(value - 0.2, 0), "high": min(value + 0.2, 1), "n": 5, "unit": "share"}
+        return {"view": view_name, "what": what, "value": value, **ends, **where}
+
+    rows = [told("exact", "lens", 0.5, length=1024), told("exact", "lens", 0.25, length=8192)]
+    rows += [told("exact", "bm25", 0.25, length=1024), told("exact", "bm25", 0.5, length=8192)]
+    rows += [told("exact", "full", 1.0, length=1024)]
+    rows += [
+        told("depth", what, depth * 0.5, depth=depth, length=length)
+        for what in ("lens", "bm25") for depth in (0.0, 1.0) for length in (1024, 8192)
+    ]
+    cost = {"length": 8192, "budget": 512, "entries": 512, "ms_token": 10.0, "tail": "window"}
+    cost |= {"flops_token": 2e7, "flops_refocus": 5e9, "tree_bytes": 2048, "host_bytes": 2**30}
+    cost |= {"device_bytes": None}
+    shown = {"family": "vt", "length": 8192, "seed": 0, "support": [[96, 110]], "exact": 1}
+    shown |= {"blocks": [[0, 1], [250, 256]], "in_focus": 0.5}
+    return result(
+        rows=rows,
+        views={
+            "exact": view(pictures=["lines", "cost"]),
+            "depth": view(across="depth", split="length", pictures=["heatmap"], intervals=False),
+        },
+        costs=[cost | {"what": "lens", "ms_refocus": 80.0},
+               cost | {"what": "bm25", "ms_refocus": 400.0}],
+        focus=[shown | {"method": method} for method in ("lens", "bm25")],
+        plan={"budget": 512, "block": 32},
+    )
+
+
+def test_views_become_tables_that_a_person_can_read():
+    exact, near, far, costs = tables.sections(with_views())
+    assert exact.title == "Exact · share · n = 5"
+    assert exact.heading == ["", "1,024 tokens", "8,192 tokens"]
+    assert exact.lines == [
+        ["lens", "**0.50** [0.30, 0.70]", "0.25 [0.05, 0.45]"],
+        ["bm25", "0.25 [0.05, 0.45]", "**0.50** [0.30, 0.70]"],
+        ["full (bound)", "1.00 [0.80, 1.00]", "—"],
+    ]
+    assert near.title == "Exact · 1,024 tokens · share · n = 5"
+    assert near.heading == ["", "depth 0", "depth 1"] and far.lines[0] == ["lens", "0.00", "0.50"]
+    assert costs.lines[1][:4] == ["bm25", "512", "400", "10"]
+    text = tables.markdown_table(with_views())
+    assert "**Exact · share · n = 5**\n\n|  | 1,024 tokens | 8,192 tokens |" in text
+
+
+def test_lower_is_better_where_a_view_says_so():
+    fewer = with_views() | {"views": with_views()["views"] | {"exact": view(better="lower")}}
+    assert tables.sections(fewer)[0].lines[1][1].startswith("**0.25**")
+
+
+def test_views_leave_their_pictures(tmp_path):
+    file = write(tmp_path / "run/eval/quick.json", with_views())
+    report.main([str(file), "--out", str(tmp_path / "out")])
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    stems = ("exact", "exact-cost", "depth", "focus-vt")
+    assert made == {"quick.md", *(f"quick-{stem}.png" for stem in stems)}
+    for path in (tmp_path / "out").glob("*.png"):
+        with Image.open(path) as picture:
+            assert len(picture.convert("RGB").getcolors(1 << 24)) > 3
+    homeless = with_views()
+    homeless["rows"][0]["view"] = "none"
+    with pytest.raises(UserError, match="row 1 is of no view"):
+        report.load_result(write(file, homeless))
+
+
+points = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9), st.booleans()), max_size=12)
+
+
+@given(points, st.sampled_from(["higher", "lower"]))
+def test_the_front_holds_just_those_that_no_other_beats(found, better):
+    paid, value, fit = np.array(found, float).reshape(-1, 3).T
+    gain = value if better == "higher" else -value
+    front = on_front(paid, value, fit.astype(bool), better)
+    told = {(paid[i], gain[i]) for i in front}
+    allowed = {(p, g) for p, g, f in zip(paid, gain, fit, strict=True) if f}
+    beaten = {
+        (p, g) for p, g in allowed
+        if any((q <= p and h >= g) and (q, h) != (p, g) for q, h in allowed)
+    }
+    assert told == allowed - beaten and len(told) == len(front)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=15))
+def test_labels_stand_apart_and_in_order(places):
+    moved = spread(np.sort(places), 0.05)
+    assert (np.diff(moved) >= 0.05 - 1e-3).all()
+    assert moved[0] >= -1e-3 and moved[-1] <= 1 + 1e-3

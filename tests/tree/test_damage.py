@@ -71,3 +71,19 @@ def test_a_writer_does_not_carry_damage_into_new_files(folder):
     with pytest.raises(TreeError, match="level 1"):
         writer.commit()
     assert Tree.open(folder).length == 404
+
+
+def test_any_changed_byte_of_an_array_s_metadata_is_an_error_or_harmless(folder):
+    path = next(folder.glob("*/lod1/zarr.json"))
+    intact, refused = path.read_bytes(), 0
+    for place in range(len(intact)):
+        damaged = bytearray(intact)
+        damaged[place] ^= 2
+        path.write_bytes(damaged)
+        try:
+            found = Tree.open(folder).gather(1, np.array([9, 3, 4]))
+        except TreeError as error:
+            refused += "lod1" in str(error) or "Level 1" in str(error)
+        else:
+            np.testing.assert_array_equal(found, history.gists(1, 0, 10)[[9, 3, 4]])
+    assert refused > 0.9 * len(intact)

@@ -114,6 +114,25 @@ def test_an_older_state_does_not_shorten_a_page():
     np.testing.assert_array_equal(to_bits(pages.take(places)), newer[0])
 
 
+def test_pages_that_are_read_in_place_survive_a_move_and_another_who_was_faster():
+    pages = Pages(Bits(1), 2, 2**20)
+    pages.reserve(4)
+    slots = pages.claim(3)
+    memory = pages.claimed(slots)
+    memory[:, 0] = [20, 21, 30, 31, 40, 41]
+    assert len(pages) == 0 and (pages.find(1, 1, np.arange(4, 10)) == -1).all()
+    pages.put(1, 1, np.array([3]), np.array([[[7], [8]]], np.uint16), end=8)
+    pages.reserve(100)  # all moves to larger memory
+    memory[-1] = 42
+    pages.fill(1, 1, np.array([2, 3, 4]), slots, memory, end=10)
+    found = to_bits(pages.take(pages.find(1, 1, np.arange(4, 10))))
+    assert found.ravel().tolist() == [20, 21, 7, 8, 40, 42] and len(pages) == 3
+    again = pages.claim(5)
+    pages.abandon(again)
+    pages.put(1, 1, np.arange(5, 90), np.zeros((85, 2, 1), np.uint16), end=180)
+    assert len(pages) == 88 and (pages.find(1, 1, np.arange(4, 180)) != -1).all()
+
+
 def test_prefetched_gists_need_no_read(uri, monkeypatch):
     tree = Tree.open(uri, mirror=MirrorConfig(load=False))
     tree.prefetch(1, np.array([3, 5 * PAGE])).result()

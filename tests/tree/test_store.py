@@ -154,6 +154,28 @@ def test_one_read_serves_all_misses_and_hits_need_none(monkeypatch):
     assert asked == [[0, 7], [1, 3]]
 
 
+@pytest.mark.parametrize("bulk", [False, True])
+def test_only_read_only_arrays_are_kept_as_they_are(bulk):
+    """Large enough to be kept: 2 MiB of tokens, and of gists."""
+    count = 2**19
+    tokens, constant = np.arange(count, dtype=np.int32) % 1000, np.ones(count, np.int32)
+    gists = np.ones((2**16, 2, 8), ml_dtypes.bfloat16)
+    constant.flags.writeable = False
+    tree = Tree.create(fresh_uri(), SPEC, bulk=bulk)
+    tree.append(tokens, {1: gists})
+    tokens[:] = 7
+    gists[:] = 7
+    tree.append(constant, {1: gists.astype(np.float32)})
+    for state in (tree, Tree.open(tree.uri)):
+        if state is not tree:
+            tree.commit()
+            state.refresh()
+        expected = np.concatenate([np.arange(count) % 1000, constant])
+        np.testing.assert_array_equal(state.tokens(0, 2 * count), expected)
+        assert (state.gather(1, np.arange(2**16)) == 1).all()
+        assert (state.gather(1, np.arange(2**16, 2**17)) == 7).all()
+
+
 def test_threads_share_a_handle_while_it_is_written():
     tree, failures = Tree.create(fresh_uri(), SPEC), []
     done = threading.Event()

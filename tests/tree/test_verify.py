@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mctx.tree import head as heads
-from mctx.tree.arrays import open_kvstore
+from mctx.tree.arrays import open_kvstore, to_bits
 from mctx.tree.head import HeadRecord, TreeError
 from mctx.tree.store import Tree
 from mctx.tree.verify import verify
@@ -127,3 +127,17 @@ def test_values_that_cannot_be_are_problems(folder, level, value, says):
     tree.commit()
     (problem,) = verify(folder).problems
     assert says in problem and "100 to 104" in problem
+
+
+def test_an_epoch_that_holds_only_the_index_is_no_orphan(tmp_path):
+    """The second writer stores no row: every other one lies in a copy that the first has left."""
+    with Tree.create(tmp_path, SPEC) as tree:
+        row = tree.store(1, to_bits(history.gists(1, 0, 400)))
+        history.append(tree, 4 * 400)
+    with Tree.open(tmp_path, mode="w") as tree:
+        for index in range(0, 400, 2):
+            tree.place(1, index, 1, row + index, 1)
+    Tree.open(tmp_path, mode="w").close()
+    assert [path.parent.name for path in tmp_path.glob("*/index-*")] == ["epoch-00000002"]
+    report = verify(tmp_path)
+    assert report.epoch == 3 and not report.problems and not report.orphans
