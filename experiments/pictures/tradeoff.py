@@ -111,16 +111,16 @@ def _labels(axes, paid, value, names, front) -> None:
 
 
 def spread(places: np.ndarray, gap: float) -> np.ndarray:
-    """Rising places, moved as little as it takes to be `gap` apart and, if they can, in 0..1."""
-    if not len(places):
-        return places
-    moved = np.array(places, float)
-    for _ in range(200):
-        close = gap - np.diff(moved)
-        if (close <= 1e-9).all() and moved[0] >= -1e-9 and moved[-1] <= 1 + 1e-9:
-            break
-        push = np.where(close > 0, close / 2, 0)
-        moved[1:] += push
-        moved[:-1] -= push
-        moved = np.clip(moved, 0, 1) if len(moved) * gap < 1 else moved
-    return moved
+    """Rising places, moved as little as it takes to be `gap` apart and, if they can, in 0..1.
+
+    Without the gaps they need only not fall: isotonic regression, by pooling adjacent violators.
+    """
+    steps = gap * np.arange(len(places))
+    pools: list[list[float]] = []
+    for wanted in places - steps:
+        pools.append([float(wanted)])
+        while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
+            last = pools.pop()
+            pools[-1] += last
+    level = [np.mean(pool) for pool in pools for _ in pool]
+    return np.clip(level, 0, max(1 - gap * (len(places) - 1), 0)) + steps
