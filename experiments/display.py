@@ -40,7 +40,7 @@ class Moment(NamedTuple):
 
 def layout_record(session: Session) -> dict:
     """What the first head shows: {"position", "level", "index", "shown", "fanouts"}."""
-    layouts = jax.device_get(session.layouts)
+    layouts = jax.device_get(session.shown)
     live = slice(0, int(layouts.count[0]))
     nodes = {name: getattr(layouts, name)[0][live].tolist() for name in ("level", "index", "shown")}
     position = session.blocks * session.model.gist.block

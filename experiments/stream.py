@@ -1,7 +1,8 @@
 """Streams text into a MegaContext tree and shows, as it reads, what the model looks at.
 
     python -m experiments.stream --checkpoint=DIR --tree=URI [--input=FILE|-] [--budget=W]
-        [--generate=N] [--prompt=TEXT] [--temperature=T] [--workdir=DIR]
+        [--generate=N] [--prompt=TEXT] [--temperature=T] [--stop=TEXT] [--session=NAME]
+        [--workdir=DIR]
 
 URI is a path, file://, gs://, s3:// or memory://name; a tree that is there is continued, else one
 is made. `-` reads standard input as it comes. In a terminal, a live panel shows which part of the
@@ -9,7 +10,9 @@ history stands in the working context at which level of detail; elsewhere a line
 few hundred tokens. With --generate, the history (and the prompt) is continued. With --workdir,
 every refocus goes to metrics.jsonl, TensorBoard and layouts.jsonl there (see experiments.report).
 
-A tree holds whole blocks: the last few tokens, short of a block, are read but not stored.
+A tree holds whole blocks: the last few tokens, short of a block, are read but not stored. With
+--session, all that is in memory is saved beside the tree at the end, those tokens included, and the
+next run with the same name and settings goes on exactly there.
 """
 
 import argparse
@@ -30,8 +33,8 @@ from experiments.display import Clock, Display, Moment, layout_record
 from experiments.report import LAYOUTS_FILE
 from experiments.sessions import ensure_room
 from mctx.errors import UserError
-from mctx.opened import open_checkpoint
-from mctx.runtime import Session, SessionConfig
+from mctx.opened import Opened, open_checkpoint
+from mctx.runtime import Session, SessionConfig, saving
 from mctx.telemetry import Telemetry
 
 AT_ONCE = 256  # tokens between two lines, or two updates of the panel's NLL
@@ -62,6 +65,7 @@ class Monitor:
     def __init__(self, display: Display, workdir: Path | None):
         self._display, self._clock, self._files = display, Clock(), ExitStack()
         self._telemetry = self._layouts = None
+        self._report: dict = {}
         if workdir:
             self._telemetry = Telemetry(workdir)
             self._files.callback(self._telemetry.close)
@@ -83,8 +87,8 @@ class Monitor:
             self._telemetry.scalars(step, {"stream/nll": mean, "stream/tokens_per_second": rate})
         self._display.show(
             Moment(
-                length(session),
-                int(self._report["refocus/entries"]),
+                session.length,
+                int(self._report.get("refocus/entries", 0)),
                 self._report.get("refocus/swap_rate", np.nan),
                 mean,
                 rate,
@@ -96,11 +100,6 @@ class Monitor:
         self._files.close()
 
 
-def length(session: Session) -> int:
-    """Tokens of the history, those that wait for their block included."""
-    return session.tree.length + len(session.ingestion.waiting)
-
-
 def feed(session: Session, monitor: Monitor, text: Iterator[str]) -> int:
     """Reads text as it comes, committing after every piece of it; returns tokens read."""
     total, block = 0, session.model.gist.block
@@ -109,7 +108,7 @@ def feed(session: Session, monitor: Monitor, text: Iterator[str]) -> int:
         ensure_room(session.focus, session.blocks, session.blocks + len(ids) // block + 1)
         for at in range(0, len(ids), AT_ONCE):
             monitor.read(session, session.read_tokens(ids[at : at + AT_ONCE]))
-        session.tree.commit()
+        session.storing.now()
         total += len(ids)
     return total
 
@@ -120,12 +119,19 @@ def generate(session: Session, prompt: str, tokens: int, **how) -> None:
     asked = tokens + len(session.opened.tokenizer.encode(prompt))
     ensure_room(session.focus, session.blocks, session.blocks + asked // block + 1)
     sys.stdout.write(prompt)
-    before, began = length(session), time.perf_counter()
+    before, began = session.length, time.perf_counter()
     for text in session.stream(prompt, tokens, **how):
         sys.stdout.write(text)
         sys.stdout.flush()
-    read, seconds = length(session) - before, time.perf_counter() - began
+    read, seconds = session.length - before, time.perf_counter() - began
     print(f"\n[prompt and continuation: {read:,} tokens, {read / seconds:,.1f} tokens/s]")
+
+
+def begin(opened: Opened, tree: str, name: str | None, config: SessionConfig, **how) -> Session:
+    """The session that was saved under `name`, or a new one over the tree."""
+    if name and saving.exists(tree, name):
+        return Session.load(opened, tree, name, config=config, **how)
+    return Session(opened, tree, config, **how)
 
 
 def open_input(source: str) -> BinaryIO:
@@ -154,6 +160,10 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--top_k", type=int, default=0, help="0 cuts nothing (default)")
     parser.add_argument("--top_p", type=float, default=1.0, help="1 cuts nothing (default)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stop", action="append", default=[], help="end before it; repeatable")
+    parser.add_argument("--session", metavar="NAME", help="go on from it; save to it at the end")
+    parser.add_argument("--lora", action="store_true", help="apply the checkpoint's LoRA")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--workdir", type=Path, help="where metrics and layouts go")
     return parser
 
@@ -163,12 +173,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not (args.input or args.generate):
         raise UserError("there is nothing to do: give --input to read, or --generate, or both.")
     source = open_input(args.input) if args.input else None
-    opened = open_checkpoint(args.checkpoint, ("base", "gistnet", "lensnet"))
+    items = ("base", "gistnet", "lensnet")
+    how = dict(lora=args.lora, dtype=args.dtype, untrained=True)
+    opened = open_checkpoint(args.checkpoint, items, **how)
+    if "lensnet" not in opened.params:
+        print(f"{args.checkpoint} holds no lens: the focus goes by recency.", file=sys.stderr)
     config = SessionConfig(budget=args.budget, recent=args.recent, every=args.every)
     display = Display(Console(), f"MegaContext · {args.tree}", args.budget)
     monitor = Monitor(display, args.workdir)
     try:
-        session = Session(opened, args.tree, config, on_refocus=monitor.refocused)
+        session = begin(opened, args.tree, args.session, config, on_refocus=monitor.refocused)
         if source:
             with display:
                 read = feed(session, monitor, pieces(source, args.input))
@@ -177,7 +191,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{args.tree} holds {session.tree.length:,} tokens.")
         if args.generate:
             how = dict(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
-            generate(session, args.prompt, args.generate, seed=args.seed, **how)
+            how |= dict(seed=args.seed, stop=args.stop)
+            generate(session, args.prompt, args.generate, **how)
+        if args.session:
+            session.save(args.session)
     except KeyboardInterrupt:
         sys.exit("\ninterrupted: the tree holds what was committed; run again to go on.")
     finally:

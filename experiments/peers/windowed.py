@@ -1,6 +1,7 @@
 """Full attention, and sinks with recent rows, as something that can be read and continued."""
 
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,8 @@ from experiments import score
 from mctx.models.base import token_nll
 from mctx.models.wrapped import Wrapped
 from mctx.opened import Opened
+from mctx.runtime.generation import one_by_one
+from mctx.runtime.sampling import Sampling
 
 
 class Last(NamedTuple):
@@ -60,6 +63,10 @@ class Windowed:
                 self.held, self.before, whole = held, self.tail.last, whole[:0]
             self.waiting = whole
         return np.concatenate(nll)
+
+    def drawn(self, count: int, sampling: Sampling) -> Iterator[int]:
+        """Tokens drawn after the last one read."""
+        return one_by_one(self, count, sampling)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

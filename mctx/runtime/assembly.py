@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -99,28 +100,39 @@ class Assembly:
           before: blocks from this one on are left out: the tail will read them again.
         """
         heads = len(self._keys)
+        wanted = [self._wanted(h, layouts, decoded, before) for h in range(heads)]
+        plans = [slots.plan(self._keys[h], wanted[h]) for h in range(heads)]
+        new = slots.decode(np.concatenate([plan.new_key for plan in plans]))
+        # All windows that miss are read at once, and before anything is written.
+        blocks = self._cache.fetch(np.unique(new.index[(new.level == 0) & (new.kept == 0)]))
         positions = np.zeros(self._keys.shape, np.int32)
-        counts = np.zeros(heads, np.int32)
-        total = Written(0, 0, 0, 0)
-        for head in range(heads):
-            layout = Layout(*(np.asarray(x)[head] for x in layouts))
-            wanted = self._as_decoded(head, self.wanted(layout), layout, decoded)
-            if before is not None:
-                parts = slots.decode(wanted)
-                wanted = wanted[(parts.level > 0) | (parts.index < before)]
-            plan = slots.plan(self._keys[head], wanted)
-            self._carry_out(head, plan, decoded)
+        self.buffer = None
+        for head, plan in enumerate(plans):
+            self._keys[head] = slots.EMPTY  # should anything fail, these rows are written anew
+            self._carry_out(head, plan, decoded, blocks)
             self._keys[head] = plan.keys
-            positions[head] = slots.positions(plan.keys, wanted)
-            counts[head] = len(wanted)
-            total = Written(
-                total.rows + len(plan.new_row),
-                total.gists + int(np.sum(slots.decode(plan.new_key).level > 0)),
-                total.moved + len(plan.move_to),
-                total.wanted + len(wanted),
-            )
+            positions[head] = slots.positions(plan.keys, wanted[head])
+        counts = np.array([len(each) for each in wanted], np.int32)
         self.buffer = Buffer(self._prefix, self._rows, jnp.asarray(positions), jnp.asarray(counts))
-        return total
+        return Written(
+            len(new.level),
+            int(np.sum(new.level > 0)),
+            sum(len(plan.move_to) for plan in plans),
+            int(counts.sum()),
+        )
+
+    def holds(self, head: int) -> tuple[np.ndarray, np.ndarray]:
+        """Level and index of the nodes of which a head's buffer holds rows, with repeats."""
+        parts = slots.decode(self._keys[head][self._keys[head] != slots.EMPTY])
+        return parts.level, parts.index
+
+    def _wanted(self, head, layouts, decoded, before):
+        layout = Layout(*(np.asarray(x)[head] for x in layouts))
+        wanted = self._as_decoded(head, self.wanted(layout), layout, decoded)
+        if before is not None:
+            parts = slots.decode(wanted)
+            wanted = wanted[(parts.level > 0) | (parts.index < before)]
+        return wanted
 
     def marks(self) -> np.ndarray:
         """Where what each row was made from lies in the tree: [H, R, 3], zeros for empty rows."""
@@ -140,6 +152,18 @@ class Assembly:
         """Drops what the buffers hold: the next assembly writes every row anew."""
         self._keys[:] = slots.EMPTY
 
+    def state(self) -> dict[str, np.ndarray]:
+        """All that the buffers hold, on the host."""
+        _, rows, positions, count = jax.device_get(self.buffer)
+        return {"keys": self._keys, **rows._asdict(), "positions": positions, "count": count}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Holds again what `state` told."""
+        self._keys = state["keys"].copy()
+        self._rows = Rows(jnp.asarray(state["k"]), jnp.asarray(state["v"]))
+        positions, count = jnp.asarray(state["positions"]), jnp.asarray(state["count"])
+        self.buffer = Buffer(self._prefix, self._rows, positions, count)
+
     def _as_decoded(self, head, wanted, layout, decoded):
         """Recent blocks stay as they were decoded, where such rows are at hand."""
         if decoded is None:
@@ -153,7 +177,7 @@ class Assembly:
         fresh &= head in np.asarray(decoded.tail.heads)
         return np.where(recent & (fresh | np.isin(kept, self._keys[head])), kept, wanted)
 
-    def _carry_out(self, head, plan, decoded):
+    def _carry_out(self, head, plan, decoded, blocks):
         for at in range(0, len(plan.move_to), MOVES_AT_ONCE):
             to, source = (x[at : at + MOVES_AT_ONCE] for x in (plan.move_to, plan.move_from))
             to = self._padded(to, MOVES_AT_ONCE)
@@ -164,7 +188,7 @@ class Assembly:
         kept = (parts.kept == 1) & ~gists
         self._write_gists(head, plan.new_row[gists], *(x[gists] for x in parts))
         window = ~gists & ~kept
-        self._write_blocks(head, plan.new_row[window], *(x[window] for x in parts))
+        self._write_blocks(head, blocks, plan.new_row[window], *(x[window] for x in parts))
         if kept.any():
             self._write_decoded(head, plan.new_row[kept], *(x[kept] for x in parts), decoded)
 
@@ -180,18 +204,17 @@ class Assembly:
                 target[np.searchsorted(piece, index[here]) * per + offset[here]] = to[here]
                 self._rows = reading.write_rows(self._rows, np.int32(head), target, rows)
 
-    def _write_blocks(self, head, to, level, index, offset, kept):
+    def _write_blocks(self, head, blocks, to, level, index, offset, kept):
         block = self._model.gist.block
         nodes = np.unique(index)
         for at in range(0, len(nodes), BLOCKS_AT_ONCE):
             piece = nodes[at : at + BLOCKS_AT_ONCE]
-            found = self._cache.get(piece)  # [n, L, K_1, K, H]
-            short = ((0, BLOCKS_AT_ONCE - len(piece)), *[(0, 0)] * 4)
-            rows = Rows(*(_flat(np.pad(x, short)) for x in found))
+            found = [blocks[node] for node in piece.tolist()]
+            found += found[-1:] * (BLOCKS_AT_ONCE - len(found))  # written nowhere
             here = np.isin(index, piece)
             target = np.full(BLOCKS_AT_ONCE * block, len(self._keys[head]), np.int64)
             target[np.searchsorted(piece, index[here]) * block + offset[here]] = to[here]
-            self._rows = reading.write_rows(self._rows, np.int32(head), target, rows)
+            self._rows = reading.write_blocks(self._rows, np.int32(head), target, found)
 
     def _write_decoded(self, head, to, level, index, offset, kept, decoded):
         tail = decoded.tail
@@ -205,7 +228,3 @@ class Assembly:
         """Row numbers padded by one past the buffer, which a scatter drops."""
         return np.pad(rows, (0, size - len(rows)), constant_values=self._keys.shape[1])
 
-
-def _flat(x: np.ndarray) -> np.ndarray:
-    """[n, L, K_1, K, H] -> [L, n·K_1, K, H]."""
-    return np.swapaxes(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])

@@ -1,4 +1,4 @@
-"""Keys and values of blocks from their ingest windows, in host memory, least recently used out.
+"""Keys and values of blocks from their ingest windows: on the device, in the host, on disk.
 
 A missing block is remade exactly by reading its one window again (law 8), so the cache may be
 dropped at any moment and changes no output.
@@ -6,122 +6,157 @@ dropped at any moment and changes no output.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mctx.models.base import Rows
-from mctx.tree.documents import last_live, windows_of
+from mctx.runtime.storeys import Disk, Memory, Pair
+from mctx.runtime.windows import Address, Found, Windows
+from mctx.tree.head import StoreError
 from mctx.tree.ingest import Blocks, Reader
 from mctx.tree.store import Tree
 
-Address = tuple[int, int, int]
-
 
 class BlockCache:
-    """Rows of blocks, at most `limit` bytes of them beyond those just asked for.
+    """Rows of blocks, in the model's own type; a storey holds so many bytes beyond those asked for.
 
     They are kept under the addresses of the blocks' tokens: a document that is replaced has new
-    ones, so nothing here can go stale.
+    ones, so nothing here can go stale. A block is looked for on the device, in the host's memory,
+    on disk, and then its window is read. Not thread-safe; what it reads in the background is taken
+    up by the one thread that uses it.
+
+    Args:
+      limit: bytes of host memory; device, disk: bytes of these, 0 for none.
+      folder: where the disk's file lies; None: where the system keeps temporary files.
     """
 
-    def __init__(self, reader: Reader, tree: Tree, limit: int):
-        self._reader, self._tree, self._limit = reader, tree, limit
-        self._held: OrderedDict[Address, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+    def __init__(
+        self,
+        reader: Reader,
+        tree: Tree,
+        limit: int,
+        device: int = 0,
+        disk: int = 0,
+        folder: str | None = None,
+    ):
+        self._windows = Windows(reader, tree)
+        self._dtype = jnp.dtype(reader.model.dtype)
+        self._device, self._host = Memory(device), Memory(limit)
+        self._disk = Disk(disk, folder)
+        self._on_device = device > 0
         self._last_states: tuple[tuple, np.ndarray] | None = None
+        self._worker: ThreadPoolExecutor | None = None
+        self._coming: dict[Address, Future] = {}
         self.windows_read = 0
+        self.reads_failed = 0
 
     def states(self, blocks: int, want: int) -> np.ndarray:
-        """Window states of the last `want` live tokens before a block's border: [L + 1, want, D].
-
-        Zeros stand in front of a history that is shorter. The last answer is kept.
-        """
-        block = self._reader.model.gist.block
-        last = last_live(self._tree.dead, blocks, -(-want // block))
-        asked = (want, *self._addresses(last))
+        """`Windows.states`; the last answer is kept."""
+        last = self._windows.last(blocks, want)
+        asked = (want, *self._windows.addresses(last))
         if self._last_states is None or self._last_states[0] != asked:
-            self._last_states = asked, self._read_states(last, want)
+            self._last_states = asked, self._windows.states(blocks, want)
         return self._last_states[1]
 
-    def _read_states(self, last, want):
-        model = self._reader.model
-        shape = (model.base.n_layers + 1, want, model.base.d_model)
-        if not len(last):
-            return np.zeros(shape, np.float32)
-        block = model.gist.block
-        start, stop, tokens = self._windows(last)
-        _, states, _ = self._reader.full_windows(tokens.reshape(-1))  # [n, L + 1, window, D]
-        window = np.searchsorted(start, last * block, side="right") - 1
-        offset = last * block - start[window]
-        parts = [states[w, :, at : at + block] for w, at in zip(window, offset, strict=True)]
-        return np.concatenate([np.zeros(shape, np.float32), *parts], axis=1)[:, -want:]
-
     def put(self, blocks: Blocks) -> None:
-        addresses = self._addresses(blocks.first + np.arange(len(blocks.k)))
-        for address, k, v in zip(addresses, blocks.k, blocks.v, strict=True):
-            self._keep(address, k, v)
+        addresses = self._windows.addresses(blocks.first + np.arange(len(blocks.k)))
+        self._hold(map(Found, addresses, blocks.k, blocks.v))
         self._trim()
+
+    def lacks(self, indices: np.ndarray) -> np.ndarray:
+        """Which blocks [n] are held in no storey: [n] bool."""
+        storeys = self._device, self._host, self._disk
+        addresses = self._windows.addresses(indices)
+        return np.array([not any(at in one for one in storeys) for at in addresses], bool)
+
+    def fetch(self, indices: np.ndarray) -> dict[int, Pair]:
+        """Rows of blocks, by index; windows that miss are read in one batch.
+
+        Each pair is [L, K_1, K, H], on the device where that storey has it.
+        """
+        addresses = self._windows.addresses(indices)
+        found = [self._find(address) for address in addresses]
+        missing = [i for i, pair in zip(indices, found, strict=True) if pair is None]
+        if missing:
+            read, windows = self._windows.read(np.array(missing, np.int64))
+            self.windows_read += windows
+            self._hold(read)
+            found = [p or self._find(at) for p, at in zip(found, addresses, strict=True)]
+        self._trim()
+        return dict(zip(np.asarray(indices).tolist(), found, strict=True))
 
     def get(self, indices: np.ndarray) -> Rows:
-        """Blocks `indices` [n] -> [n, L, K_1, K, H]; windows that miss are read in one batch."""
-        addresses = self._addresses(indices)
-        missing = [i for i, at in zip(indices, addresses, strict=True) if at not in self._held]
-        if missing:
-            self._read_missing(np.array(missing, np.int64))
-        found = []
-        for address in addresses:
-            self._held.move_to_end(address)
-            found.append(self._held[address])
-        self._trim()
+        """As `fetch`, in one array for keys and one for values: [n, L, K_1, K, H]."""
+        found = self.fetch(indices).values()
         return Rows(*(np.stack(parts) for parts in zip(*found, strict=True)))
+
+    def request(self, indices: np.ndarray) -> None:
+        """Asks for blocks whose windows are to be read in the background, all in one batch.
+
+        What has been asked for is not asked for twice.
+        """
+        addresses = self._windows.addresses(indices)
+        new = [i for i, at in zip(indices, addresses, strict=True) if at not in self._coming]
+        if not new:
+            return
+        if not self._worker:
+            self._worker = ThreadPoolExecutor(1, thread_name_prefix="windows")
+        future = self._worker.submit(self._windows.read, np.array(new, np.int64))
+        for i, address in zip(indices, addresses, strict=True):
+            if i in new:
+                self._coming[address] = future
+
+    def take_up(self, wait: bool = False) -> None:
+        """Holds what has been read in the background since; of what failed, one may ask again."""
+        done = {future for future in self._coming.values() if wait or future.done()}
+        self._coming = {at: one for at, one in self._coming.items() if one not in done}
+        for future in done:
+            try:
+                read, windows = future.result()
+            except StoreError:
+                self.reads_failed += 1
+                continue
+            self.windows_read += windows
+            self._hold(read)
+        self._trim()
 
     def drop(self) -> None:
         """Forgets everything."""
-        self._held.clear()
+        for storey in (self._device, self._host, self._disk):
+            storey.clear()
         self._last_states = None
 
-    def _addresses(self, blocks) -> list[Address]:
-        tokens = np.asarray(blocks, np.int64) * self._reader.model.gist.block
-        return [tuple(row) for row in self._tree.addresses(0, tokens).tolist()]
+    def held(self) -> list[Found]:
+        """What is held in memory, the least recently used first."""
+        host = dict(self._host.items())
+        moved = {at: pair for at, pair in self._device.items() if at not in host}
+        return [Found(at, *map(np.asarray, pair)) for at, pair in (moved | host).items()]
 
-    def _windows(self, blocks):
-        """The windows that hold `blocks`: start [n] and stop [n], tokens [n, window]."""
-        size, block = self._reader.model.window, self._reader.model.gist.block
-        start, stop = windows_of(self._tree.borders, blocks * block, size)
-        start, first = np.unique(start, return_index=True)
-        stop = np.minimum(stop[first], self._tree.blocks * block)
-        # What is not complete yet is padded, which no earlier block can see.
-        within = start[:, None] // block + np.arange(size // block)  # [n, blocks of a window]
-        there = within < stop[:, None] // block
-        tokens = np.zeros((*within.shape, block), np.int32)
-        tokens[there] = self._tree.token_blocks(within[there])
-        return start, stop, tokens.reshape(len(start), size)
+    def hold(self, found: Iterable[Found]) -> None:
+        """Takes in what `held` told, of this tree or a copy of it."""
+        self._hold(found)
+        self._trim()
 
-    def _read_missing(self, missing):
-        """Whole windows, and of those every block that is there."""
-        block = self._reader.model.gist.block
-        start, stop, tokens = self._windows(missing)
-        rows, _, _ = self._reader.full_windows(tokens.reshape(-1))
-        self.windows_read += len(tokens)
-        for i, (a, b) in enumerate(zip(start // block, stop // block, strict=True)):
-            k, v = (_by_block(x[i], block)[: b - a] for x in rows)
-            for address, *row in zip(self._addresses(np.arange(a, b)), k, v, strict=True):
-                self._keep(address, *row)
+    def _find(self, address) -> Pair | None:
+        pair = self._device.get(address)
+        if pair is None:
+            pair = self._host.get(address) or self._disk.get(address)
+            if pair is not None and self._on_device:
+                pair = jax.device_put(pair)
+                self._device.put(address, pair)
+        return pair
 
-    def _keep(self, address, k, v):
+    def _hold(self, found):
         """Copies: a view would keep alive all that was read with it."""
-        self._held[address] = (k.copy(), v.copy())
-        self._held.move_to_end(address)
+        for address, k, v in found:
+            if address not in self._host:
+                self._host.put(address, (k.astype(self._dtype), v.astype(self._dtype)))
 
     def _trim(self):
-        while self._held and len(self._held) * self._bytes() > self._limit:
-            self._held.popitem(last=False)
-
-    def _bytes(self):
-        k, v = next(iter(self._held.values()))
-        return k.nbytes + v.nbytes
-
-
-def _by_block(rows: np.ndarray, block: int) -> np.ndarray:
-    """[L, window, K, H] -> [window / K_1, L, K_1, K, H]."""
-    return rows.reshape(len(rows), -1, block, *rows.shape[2:]).swapaxes(0, 1)
+        self._device.trim()
+        for address, pair in self._host.trim():
+            self._disk.put(address, pair)

@@ -13,6 +13,7 @@ CHOICES = {
     "router": ("static", "utility", "learned"),
     "merger": ("learned", "average"),
     "tail": ("window", "keep", "reread"),
+    "cold": ("sync", "async"),
 }
 
 
@@ -34,8 +35,13 @@ class SessionConfig:
       staging: entries of the staging context, 0 for none; staging_every: blocks between its
         refreshes; staging_capacity: its nodes.
       prefix: False hides the shared prefix (only the plain recent window wants that).
-      cache_bytes: host memory for rows of blocks.
+      cold: 'sync' waits for what is not in memory; 'async' shows a block's gist, or nothing, until
+        its rows are here, and goes on where a store fails.
+      cache_bytes: host memory for rows of blocks; device_bytes, disk_bytes: of the accelerator and
+        of a scratch file in disk_folder ("": the system's own), 0 for none.
       commit_every: refocuses between commits of a streaming session.
+      unstored: tokens that may wait in memory for a store that is slow or fails; past that it is
+        waited for, or its error raised.
       probe_every: refocuses between two whose gain is measured, by reading the tokens after it
         once more behind the working context as it was before; 0 for none.
     """
@@ -49,7 +55,7 @@ class SessionConfig:
     recent: int = 4
     every: int = 1
     rounds: int = 0
-    tail: str = "window"
+    tail: str = "keep"
     reread: int = 128
     show: tuple[bool, ...] = ()
     max_edits: int = 64
@@ -60,8 +66,13 @@ class SessionConfig:
     staging_every: int = 8
     staging_capacity: int = 1024
     prefix: bool = True
+    cold: str = "sync"
     cache_bytes: int = 2**29
+    device_bytes: int = 0
+    disk_bytes: int = 0
+    disk_folder: str = ""
     commit_every: int = 16
+    unstored: int = 2**20
     probe_every: int = 0
 
 
@@ -72,6 +83,11 @@ def check(config: SessionConfig, model: Wrapped) -> None:
             raise UserError(f"{name} must be one of {', '.join(allowed)}.")
     wants = [
         (config.every >= 1, "every must be at least one block."),
+        (config.commit_every >= 1, "commit_every must be at least one refocus."),
+        (
+            min(config.cache_bytes, config.device_bytes, config.disk_bytes, config.unstored) >= 0,
+            "cache_bytes, device_bytes, disk_bytes and unstored must not be negative.",
+        ),
         (1 <= config.top <= config.heads, "top must lie between 1 and the number of heads."),
         (
             config.heads <= model.lens.heads,

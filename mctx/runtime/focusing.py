@@ -220,6 +220,11 @@ def table_scores(cfg: FocusConfig, layouts: Layout, table: np.ndarray) -> Scores
     return Scores(own, look_up(*parents(cfg, level, index)).astype(np.float32))
 
 
+def recency(session) -> np.ndarray:
+    """[blocks], more for what came later: the worths of a session that has no lens."""
+    return np.arange(1, session.blocks + 1, dtype=np.float32) / max(session.blocks, 1)
+
+
 @jax.jit
 def head_statistics(layouts: Layout, own: jax.Array) -> jax.Array:
     """What the router is told of every head: [H, STATISTICS]."""

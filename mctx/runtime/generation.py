@@ -1,75 +1,122 @@
-"""Tokens drawn one by one behind a session's working contexts."""
+"""A continuation as text, piece by piece: whole characters, cut before a stop string."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
+import contextlib
+import numbers
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mctx.errors import UserError
 from mctx.runtime import reading
+from mctx.runtime.sampling import Sampling
 
-
-@functools.partial(jax.jit, static_argnames=("top_k",))
-def draw(key: jax.Array, logits: jax.Array, temperature, top_k: int, top_p) -> jax.Array:
-    """One token from [V] logits. Temperature 0 is greedy; top_k 0 and top_p 1 cut nothing."""
-    scaled = logits / jnp.maximum(temperature, 1e-6)
-    if top_k:
-        scaled = jnp.where(scaled < jax.lax.top_k(scaled, top_k)[0][-1], -jnp.inf, scaled)
-    ranked = jnp.sort(scaled)[::-1]
-    mass = jnp.cumsum(jax.nn.softmax(ranked))
-    # The smallest set whose mass reaches top_p: its last member is the least that may be drawn.
-    least = ranked[jnp.minimum(jnp.sum(mass < top_p), len(ranked) - 1)]
-    drawn = jax.random.categorical(key, jnp.where(scaled < least, -jnp.inf, scaled))
-    return jnp.where(temperature > 0, drawn, jnp.argmax(logits))
+CONTEXT = 16  # ids before the newest that are decoded with them, for how words are joined
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def stream(
-    session,
+    reader,
     tokens: int,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
-    stop: tuple[str, ...] = (),
+    stop: str | Sequence[str] = (),
 ) -> Iterator[str]:
     """Text as it is drawn, up to `tokens` tokens, the end of the text, or a stop string.
 
-    Every token drawn is read like any other: blocks complete, the tree grows, the focus moves.
+    A token is said when it is known; that may be a step late, so that the machine has the next
+    one to do meanwhile. Every token drawn is read like any other: blocks complete, the tree grows,
+    the focus moves. That holds for the tokens of a stop string, which is not said; what was drawn
+    behind it is forgotten, as if it had never been. Pieces that are left unread are not drawn, or
+    forgotten too.
+
+    Args:
+      reader: a `Session`, or another that has `opened` and `drawn(count, sampling)`.
+      tokens: at most so many; the settings are those of `Sampling`.
+      stop: strings before which the text ends.
 
     Raises:
-      UserError: a setting is out of its range.
+      UserError: a setting is out of its range; at once, before anything is drawn.
     """
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or tokens < 0:
-        raise UserError("temperature, top_k and tokens must be >= 0, and top_p in (0, 1].")
-    key, tokenizer = jax.random.key(seed), session.opened.tokenizer
-    ids: list[int] = []
-    whole, said = "", 0
-    for i in range(tokens):
-        logits = reading.next_logits(session.params["base"], session.tail.last)
-        step = jax.random.fold_in(key, i)
-        token = int(draw(step, logits, temperature, top_k, top_p))
-        if token == tokenizer.eot_id:
-            break
-        ids.append(token)
-        session.read_tokens(np.array([token], np.int32))
-        # Bytes of a character may be split over tokens: what is not whole yet is held back.
-        text = tokenizer.decode(ids)
-        whole = text.rstrip("\N{REPLACEMENT CHARACTER}")
-        ends = [whole.find(s) for s in stop if s and s in whole]
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    if not isinstance(tokens, numbers.Integral) or tokens < 0:
+        raise UserError(f"tokens must be a whole number from 0 on, not {tokens!r}.")
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(one, str) and one for one in stop):
+        raise UserError("a stop string must be text of at least one character.")
+    return _said(reader, tokens, sampling, stop)
+
+
+def _said(reader, tokens, sampling, stop):
+    words = Words(reader.opened.tokenizer.decode, stop)
+    with contextlib.closing(reader.drawn(tokens, sampling)) as drawn:
+        for token in drawn:
+            if text := words.add(token):
+                yield text
+            if words.ended:
+                return
+    if text := words.rest():
+        yield text
+
+
+class Words:
+    """Ids in, text out as soon as it is settled: no half character, nothing that may begin a stop.
+
+    Attributes:
+      ended: whether a stop string came; nothing follows.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()):
+        self._decode, self._stop = decode, tuple(stop)
+        self._ids: list[int] = []  # the newest, and some before
+        self._taken = 0  # characters of their text that were taken already
+        self._held = ""  # taken, and not settled
+        self.ended = False
+
+    def add(self, token: int) -> str:
+        """The text that is settled by one more id; it may be empty."""
+        self._ids.append(token)
+        text = self._decode(self._ids)
+        whole = text.rstrip(REPLACEMENT)  # bytes of a character may be split over tokens
+        self._held += whole[self._taken :]
+        self._taken = max(self._taken, len(whole))
+        if len(self._ids) >= 2 * CONTEXT and whole == text:
+            self._ids = self._ids[-CONTEXT:]
+            self._taken = len(self._decode(self._ids))
+        ends = [self._held.find(one) for one in self._stop if one in self._held]
         if ends:
-            whole = whole[: min(ends)]
-            break
-        settled = len(whole) - _begun(whole, stop)
-        yield whole[said:settled]
-        said = settled
-    yield whole[said:]
+            self._held, self.ended = self._held[: min(ends)], True
+            return self.rest()
+        settled = len(self._held) - _begun(self._held, self._stop)
+        said, self._held = self._held[:settled], self._held[settled:]
+        return said
+
+    def rest(self) -> str:
+        """At the end: what was held back because a stop string might have followed."""
+        said, self._held = self._held, ""
+        return said
 
 
-def _begun(text: str, stop: tuple[str, ...]) -> int:
+def _begun(text: str, stop: Sequence[str]) -> int:
     """Characters at the text's end that may turn out to begin a stop string."""
-    lengths = (n for s in stop for n in range(1, len(s)) if text.endswith(s[:n]))
+    lengths = (n for one in stop for n in range(1, len(one)) if text.endswith(one[:n]))
     return max(lengths, default=0)
+
+
+def one_by_one(reader, count: int, sampling: Sampling) -> Iterator[int]:
+    """Tokens drawn behind anything that has `params`, `tail.last` and `read_tokens`.
+
+    What a `Session` does in steps that are compiled whole; this is for readers that are none.
+    """
+    key = jax.random.key(sampling.seed)
+    for number in range(count):
+        logits = reading.next_logits(reader.params["base"], reader.tail.last)
+        token = int(reading.drawn_from(logits, key, np.int32(number), sampling))
+        if token == reader.opened.tokenizer.eot_id:
+            return
+        reader.read_tokens(np.array([token], np.int32))
+        yield token

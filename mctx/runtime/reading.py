@@ -10,12 +10,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mctx.models import merger as merging
 from mctx.models.attention import NEGATIVE
 from mctx.models.base import Context, Rows, logits, token_hits, token_nll
 from mctx.models.router import Routing, route, static_worth
 from mctx.models.wrapped import Wrapped, gist_rows, read
+from mctx.runtime.sampling import Sampling, draw
 
 
 class Buffer(NamedTuple):
@@ -73,6 +75,13 @@ def write_rows(rows: Rows, head, to, new: Rows) -> Rows:
     )
 
 
+@functools.partial(jax.jit, donate_argnums=0)
+def write_blocks(rows: Rows, head, to, blocks: list) -> Rows:
+    """As `write_rows`, of blocks that come apart: pairs of keys and values [L, K_1, K, h]."""
+    joined = Rows(*(jnp.concatenate(parts, axis=1) for parts in zip(*blocks, strict=True)))
+    return write_rows(rows, head, to, joined)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def rows_of_gists(model: Wrapped, params: dict, gists: jax.Array) -> Rows:
     """[m, slots, W] -> [L, m·slots, K, h]."""
@@ -100,10 +109,16 @@ def extend(
     Returns:
       The longer tail, and [C]: NLL of each token given all before it, padding included.
     """
+    before = tail.last
+    tail, merged = _extended(model, learned, params, buffer, tail, tokens, count, prefix_bias)
+    known = jnp.concatenate([before[None], merged[:-1].astype(jnp.float32)])
+    return tail, _nll(params, known, tokens)
+
+
+def _extended(model, learned, params, buffer, tail, tokens, count, prefix_bias):
+    """The tail with tokens [C] read behind it, and their merged hidden states [C, D]."""
     hidden, rows = _read_behind(model, params, buffer, tail, tokens, prefix_bias)
     merged = _merge(model, learned, params, hidden, tail.gate)  # [C, D]
-    before = jnp.concatenate([tail.last[None], merged[:-1].astype(jnp.float32)])
-    nll = _nll(params, before, tokens)
     own = jnp.arange(tokens.shape[0])
     where = jnp.where(own < count, tail.length + own, tail.rows.k.shape[2])  # padding is dropped
     kept = Rows(
@@ -113,7 +128,50 @@ def extend(
         )
     )
     last = merged[count - 1].astype(jnp.float32)
-    return Tail(kept, tail.length + count, last, tail.heads, tail.gate), nll
+    return Tail(kept, tail.length + count, last, tail.heads, tail.gate), merged
+
+
+class Said(NamedTuple):
+    """One token that was drawn, and read: still on the device.
+
+    Attributes:
+      token: []; nll: [1], of it; last: [D], the tail's `last` with it.
+    """
+
+    token: jax.Array
+    nll: jax.Array
+    last: jax.Array
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
+def say(
+    model: Wrapped,
+    learned: bool,
+    kind: str,
+    params: dict,
+    buffer: Buffer,
+    rows: Rows,
+    tail: Tail,
+    key: jax.Array,
+    number: jax.Array,
+    settings: tuple,
+    prefix_bias: jax.Array,
+) -> tuple[Tail, Said]:
+    """Draws the token that follows the last one read, and reads it: the one step of decoding.
+
+    Args:
+      rows: the tail's, which are used up; `tail` comes without them, and stays.
+      key, number: the seed's key, and how many tokens it has drawn before this one.
+      kind, settings: `Sampling.kind`, and temperature, top_k and top_p.
+    """
+    # In the model's own type: else the head would be converted at every step.
+    scores = logits(params["base"], tail.last.astype(model.dtype))
+    token = draw(kind, jax.random.fold_in(key, number), scores, *settings).astype(jnp.int32)
+    tail, _ = _extended(
+        model, learned, params, buffer, tail._replace(rows=rows), token[None], 1, prefix_bias
+    )
+    nll = jax.nn.logsumexp(scores) - scores[token]
+    return tail, Said(token, nll[None], tail.last)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -204,3 +262,18 @@ def routed(
 def next_logits(base: dict, last: jax.Array) -> jax.Array:
     """[D] -> [V], of the token after the last one read."""
     return logits(base, last)
+
+
+def drawn_from(logits: jax.Array, key: jax.Array, number, sampling: Sampling) -> jax.Array:
+    """The token that `say` would draw from logits [V]."""
+    return _drawn_from(sampling.kind, logits, key, number, settings_of(sampling))
+
+
+def settings_of(sampling: Sampling) -> tuple:
+    """For `say`: what may change without compiling anew."""
+    return np.float32(sampling.temperature), np.int32(sampling.top_k), np.float32(sampling.top_p)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _drawn_from(kind, logits, key, number, settings):
+    return draw(kind, jax.random.fold_in(key, number), logits, *settings)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,24 +28,23 @@ class Spending:
     def read(self, size: int) -> None:
         """One call that reads `size` tokens into the tail."""
         s = self._session
-        learned = s.config.merger == "learned"
-        program = functools.partial(reading.extend, s.model, learned, s.params)
+        static = s.model, s.config.merger == "learned"
+        behind = s.params, s.assembly.buffer, s.tail
         tokens = np.zeros(size, np.int32), np.int32(size), s.prefix_bias
-        self._own["read"].add(size, 1, program, s.assembly.buffer, s.tail, *tokens)
+        self._own["read"].add(size, 1, reading.extend, static, *behind, *tokens)
 
     def scored(self, focus: FocusConfig, heads: int) -> None:
         """One look of the lens at the layouts of some heads."""
         s = self._session
-        lens = functools.partial(s.model.lensnet.apply, {"params": s.params["lensnet"]})
         inputs = lens_inputs(s.model, focus, heads)
-        self._own["decide"].add((focus, heads), 1, lens, *inputs)
+        self._own["decide"].add((focus, heads), 1, _lens, (s.model,), s.params, *inputs)
 
     def since_last(self, gists: int) -> dict[str, float]:
         """Operations since this was last asked, as scalars; `gists` rows were written meanwhile."""
         s, c = self._session, self._session.model.gist
-        program = functools.partial(reading.rows_of_gists, s.model, s.params)
-        one = jax.ShapeDtypeStruct((1, c.slots, c.width), jnp.float32)
-        self._own["assemble"].add("gist", gists, program, one)
+        one = np.zeros((1, c.slots, c.width), np.float32)
+        program = reading.rows_of_gists, (s.model,), s.params, one
+        self._own["assemble"].add("gist", gists, *program)
         before, self._before = self._before, self._totals()
         return {f"refocus/flops/{name}": self._before[name] - before[name] for name in before}
 
@@ -67,3 +64,7 @@ def lens_inputs(model: Wrapped, focus: FocusConfig, heads: int) -> tuple:
     gists = some(nodes, model.gist.slots * model.gist.width, dtype=jnp.float32)
     candidates = Nodes(gists, some(nodes), some(nodes), some(nodes, dtype=bool))
     return jax.ShapeDtypeStruct(states, jnp.float32), candidates, some(1)
+
+
+def _lens(model: Wrapped, params: dict, *inputs) -> jax.Array:
+    return model.lensnet.apply({"params": params["lensnet"]}, *inputs)

@@ -24,6 +24,16 @@ class Staging:
         self.blocks = 0
         self.refreshes = 0
 
+    def state(self) -> dict[str, np.ndarray]:
+        """What would be lost with the process."""
+        counts = {"blocks": np.array(self.blocks), "refreshes": np.array(self.refreshes)}
+        return counts | (self.layout._asdict() if self.layout else {})
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Stands again where `state` was asked for."""
+        self.blocks, self.refreshes = (int(state.pop(name)) for name in ("blocks", "refreshes"))
+        self.layout = Layout(**state) if state else None
+
     def refresh(self, session) -> None:
         """Refocuses if `every` blocks have come since the last time."""
         if self.layout is not None and session.blocks - self.blocks < self.every:

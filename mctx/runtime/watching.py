@@ -22,16 +22,17 @@ class Watch:
     def forget(self) -> None:
         self._detailed: list[np.ndarray] | None = None
 
-    def report(self, session, scored, scores, edits, written, milliseconds) -> dict[str, float]:
+    def report(self, session, decision, written, milliseconds) -> dict[str, float]:
         """Scalars of one refocus; sums over heads unless said otherwise.
 
         swap_rate: share of the detailed blocks that were not detailed before. residency: share of
         the rows wanted that were there already. coverage/AGE: share of the blocks younger than
         AGE that are shown as tokens, by any head. overlap: mean share of a head's detailed blocks
-        outside the recent ones that another head shows too.
+        outside the recent ones that another head shows too. blind: 1 where a failing store let
+        nothing be scored.
         """
-        blocks = session.blocks
-        detailed = [self._detail(session.layouts, h) for h in range(session.config.heads)]
+        blocks, edits = session.blocks, decision.edits
+        detailed = self._of_all(session)
         fixed = np.arange(max(blocks - self._focus.recent, 0), blocks)
         scalars = {
             "entries": float(edits[-1].spent.sum()),
@@ -43,7 +44,9 @@ class Watch:
             "residency": 1 - written.rows / max(written.wanted, 1),
             "windows_read": float(session.cache.windows_read),
             "bytes_written": float(written.rows * _row_bytes(session.model)),
-            "gain_shown": _gain(scored, scores),
+            "windows_failed": float(session.cache.reads_failed),
+            "blind": float(decision.blind),
+            "gain_shown": _gain(decision.scored, decision.scores),
             "nodes": float(np.mean(session.layouts.count)),
             "overlap": _overlap([np.setdiff1d(d, fixed) for d in detailed]),
             "ms_decide": milliseconds[0],
@@ -59,6 +62,13 @@ class Watch:
                     np.arange(blocks - age, blocks), shown)))
         self._detailed = detailed
         return {f"refocus/{name}": value for name, value in scalars.items()}
+
+    def saw(self, session) -> None:
+        """Takes what is shown now for the refocus before."""
+        self._detailed = self._of_all(session)
+
+    def _of_all(self, session):
+        return [self._detail(session.shown, h) for h in range(session.config.heads)]
 
     def _detail(self, layouts, head):
         live = slice(0, int(layouts.count[head]))

@@ -35,16 +35,20 @@ class TreeError(UserError):
     """What can go wrong with a tree on disk, said in one sentence."""
 
 
+class StoreError(TreeError):
+    """The storage failed to read or write; the tree is as it was, and one may try again."""
+
+
 @contextmanager
 def explained(sentence: str):
-    """Turn a storage library's error into `TreeError(sentence (cause))`."""
+    """Turn a storage library's error into `StoreError(sentence (cause))`."""
     try:
         yield
     except TreeError:
         raise
     except Exception as error:
-        cause = str(error).split(" [")[0].splitlines()[0]
-        raise TreeError(f"{sentence} ({cause}).") from error
+        cause = "".join(str(error).split(" [")[0].splitlines()[:1]) or type(error).__name__
+        raise StoreError(f"{sentence} ({cause}).") from error
 
 
 @dataclass(frozen=True)

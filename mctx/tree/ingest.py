@@ -76,7 +76,7 @@ class Reader:
         while len(windows):  # in batches, and what is left one by one
             size = BATCH if len(windows) >= BATCH else 1
             piece, windows = windows[:size], windows[size:]
-            self.operations.add(("full", size), 1, self._full, self.params, piece)
+            self.operations.add(("full", size), 1, _read_full, (self.model,), self.params, piece)
             outs.append(jax.device_get(self._full(self.params, piece)))
         return jax.tree.map(lambda *xs: np.concatenate(xs), *outs)
 
@@ -98,7 +98,7 @@ class Reader:
           [L, n·K_1, K, H], states [L + 1, n·K_1, D] and gists [n, slots, W].
         """
         args = self.params, self.prefix, tokens, before, np.int32(length)
-        self.operations.add(("grow", len(tokens)), 1, self._grow, *args)
+        self.operations.add(("grow", len(tokens)), 1, _read_more, (self.model,), *args)
         window, made = self._grow(*args)
         return window, *jax.device_get(made)
 
@@ -204,8 +204,13 @@ class Ingest:
         return tokens[: self._stride if self._stride <= room else self.reader.model.gist.block]
 
     def _take_blocks(self, tokens):
+        before = self._open_length
         rows, states, gists = self._read_open(tokens)
-        first = self._append(tokens, gists)
+        try:
+            first = self._append(tokens, gists)
+        except BaseException:  # they still wait, and will be read again in the same place
+            self._open_length = before
+            raise
         return Blocks(first, *(self._by_block(x[None]) for x in rows), states)
 
     def _read_open(self, tokens):
@@ -221,6 +226,17 @@ class Ingest:
         editing.ascend(self.reader, draft, [(first, first + len(gists))])
         draft.stage()
         return self._whole.blocks - self.tree.blocks + first
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What is in memory alone: tokens that wait, and the open window's rows, on the host."""
+        k, v = jax.device_get(self._open)
+        length = np.array(self._open_length)
+        return {"waiting": self.waiting, "open_k": k, "open_v": v, "open_length": length}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Goes on exactly where `state` was asked for; the tree must be as it was then."""
+        self.waiting, self._open_length = state["waiting"], int(state["open_length"])
+        self._open = Rows(jnp.asarray(state["open_k"]), jnp.asarray(state["open_v"]))
 
     def _resume(self):
         """Text that ends inside a window: the window's rows so far are read again."""

@@ -69,8 +69,8 @@ class Overlay:
     """
 
     def __init__(self, mounts: Sequence[Tree], own: Tree, reader):
-        self.own, self._mounts, self._reader = own, tuple(mounts), reader
-        for mount in self._mounts:
+        self.own, self.mounts, self._reader = own, tuple(mounts), reader
+        for mount in self.mounts:
             if mount.spec != own.spec:
                 raise TreeError(
                     f"{mount.uri} was made by models {mount.spec.fingerprint!r} in another shape "
@@ -81,7 +81,7 @@ class Overlay:
 
     def _lay_out(self) -> None:
         self._parts, first = [], 0
-        for number, mount in enumerate(self._mounts, 1):
+        for number, mount in enumerate(self.mounts, 1):
             self._parts.append(_Part(number, mount, first, self._reader))
             first = self._parts[-1].stop
         self._parts.append(_Part(0, self.own, first, None))
@@ -91,7 +91,7 @@ class Overlay:
 
     @property
     def uri(self) -> str:
-        return " + ".join(tree.uri for tree in (*self._mounts, self.own))
+        return " + ".join(tree.uri for tree in (*self.mounts, self.own))
 
     @property
     def spec(self) -> TreeSpec:
@@ -160,7 +160,7 @@ class Overlay:
 
     def stats(self) -> dict:
         """Those of the writable tree, and of those that are mounted."""
-        return self.own.stats() | {"mounts": [mount.stats() for mount in self._mounts]}
+        return self.own.stats() | {"mounts": [mount.stats() for mount in self.mounts]}
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -228,7 +228,7 @@ class Overlay:
 
         A mounted tree that has grown past its gap shifts those behind it.
         """
-        changed = [tree.refresh() for tree in (*self._mounts, self.own)]
+        changed = [tree.refresh() for tree in (*self.mounts, self.own)]
         if any(changed):
             self._lay_out()
         return any(changed)
@@ -239,5 +239,5 @@ class Overlay:
         self.own.commit(**how)
 
     def close(self) -> None:
-        for tree in (*self._mounts, self.own):
+        for tree in (*self.mounts, self.own):
             tree.close()

@@ -20,7 +20,6 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -29,6 +28,7 @@ import tensorstore as ts
 from mctx.tree import arrays as stored
 from mctx.tree import checks
 from mctx.tree.arrays import Arrays
+from mctx.tree.background import Background
 from mctx.tree.documents import Documents
 from mctx.tree.extents import Extent, Extents, first_rows
 from mctx.tree.head import Head, HeadRecord, TreeError, TreeSpec
@@ -61,7 +61,7 @@ class Tree(View):
         self.kvstore = kvstore
         self._record = record
         self._lock = threading.Lock()  # between who stages and who commits in the background
-        self._background: Future | None = None
+        self._background = Background()
         self._own(head, generation, taken)
         if self._mirror.config.load:
             self._mirror.load(head)
@@ -277,7 +277,7 @@ class Tree(View):
         if wait:
             job()
         else:
-            self._background = _committers().submit(job)
+            self._background.run(job)
 
     def _commit(self, state: State, lengths: Sequence[int], fields: dict) -> None:
         waits = [
@@ -358,11 +358,14 @@ class Tree(View):
         finally:
             self.close()
 
+    @property
+    def committing(self) -> bool:
+        """Whether a commit is under way in the background."""
+        return self._background.busy
+
     def settle(self) -> None:
         """Wait for a commit in the background, and raise its error."""
-        background, self._background = self._background, None
-        if background:
-            background.result()
+        self._background.settle()
 
     def _publish(self, head: Head) -> None:
         """Replace HEAD by `head` if this handle still owns the tree."""
@@ -391,9 +394,3 @@ class Tree(View):
         """Rows of a level: unlike `count`, tokens at level 0."""
         checks.level(self.uri, self.spec, level, lowest=0)
         return self._state.rows(level)
-
-
-@functools.cache
-def _committers() -> ThreadPoolExecutor:
-    """The threads in which trees commit in the background; idle ones cost nothing."""
-    return ThreadPoolExecutor(max_workers=8, thread_name_prefix="commit")

@@ -229,6 +229,6 @@ def _names(names: list[str]) -> tuple[set[int], list[str]]:
         found = re.match(r"epoch-(\d+)/(tokens/|lod\d+/|index-|part-)", name)
         if found:
             epochs.add(int(found[1]))
-        elif name != KEY:
+        elif name != KEY and not name.startswith("session-"):
             foreign.append(name)
     return epochs, sorted(foreign)

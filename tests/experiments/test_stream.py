@@ -78,9 +78,15 @@ def test_a_tree_is_made_continued_and_told_about(bundle, tmp_path, capsys, monke
     layouts = (workdir / report.LAYOUTS_FILE).read_text().splitlines()
     assert [json.loads(line)["position"] for line in layouts] == sorted(rows)
 
+    common.append("--session=mine")
     stream.main([*common, "--generate=5", "--prompt=w3 w4"])
     assert capsys.readouterr().out.startswith("w3 w4")
     assert Tree.open(tree).length in (44, 48)  # the model may end the text at once
+    waiting = Tree.open(tree).length
+    stream.main([*common, "--generate=1", "--prompt=w3 w4", "--stop=w5"])  # goes on inside a block
+    assert Tree.open(tree).length == waiting + 4
+    with pytest.raises(UserError, match="budget=48, not 40"):
+        stream.main([*common, "--generate=1", "--budget=40"])
 
 
 def test_standard_input_is_read_as_it_comes(bundle, tmp_path, monkeypatch, capsys):

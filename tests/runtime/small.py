@@ -17,7 +17,10 @@ MODEL: Wrapped = dataclasses.replace(
     tiny.MODEL, gist=dataclasses.replace(tiny.GIST, fanouts=(4, 4, 4, 4), trained=4)
 )
 BLOCK, WINDOW, VOCABULARY = 4, 16, tiny.BASE.vocab_size
-CONFIG = SessionConfig(budget=64, sink=1, recent=2, capacity=40, rounds=2, commit_every=1000)
+# The policy that promises most: two ways to one layout read alike.
+CONFIG = SessionConfig(
+    budget=64, sink=1, recent=2, capacity=40, rounds=2, commit_every=1000, tail="window"
+)
 # The same share of the budget for a head, so that one allocator serves them all.
 TWO = dataclasses.replace(CONFIG, heads=2, top=2, budget=2 * CONFIG.budget)
 ONE_OF_TWO = dataclasses.replace(CONFIG, heads=2)

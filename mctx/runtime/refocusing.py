@@ -1,0 +1,54 @@
+"""A refocus: look, decide, make the buffers hold what is shown, and begin a new tail."""
+
+from __future__ import annotations
+
+import time
+
+from mctx.runtime import cold, deciding, focusing, tailing
+from mctx.runtime.assembly import Decoded
+from mctx.runtime.memory import room_for
+
+
+def refocus(session) -> dict:
+    """Returns its telemetry. If it raises, the session's layouts are lawful and its tail is as it
+    was: it can be made again."""
+    began = time.perf_counter()
+    gained = session.probe.gained(session)
+    settings = "capacity", "heads", "staging_capacity"
+    with room_for("the lens's look at the layouts", session.config, *settings):
+        decision = deciding.decide(session)
+    decided = time.perf_counter()
+    focusing.prefetch(session.tree, session.layouts)
+    shown, missed = cold.as_shown(session)
+    session.probe.remember(session)
+    with session.room():
+        written = _assemble(session, shown, decision)
+    session.shown = shown
+    milliseconds = 1e3 * (decided - began), 1e3 * (time.perf_counter() - decided)
+    report = session.watch.report(session, decision, written, milliseconds)
+    report |= gained | missed.report() | session.storing.report()
+    return report | session.spending.since_last(written.gists)
+
+
+def _assemble(session, shown, decision):
+    """The buffers as shown, and the tail as its policy has it; what of it to read again is read
+    before anything is written."""
+    reread = session.config.reread // session.model.gist.block
+    again = tailing.live(session, reread if session.config.tail == "reread" else 0)
+    tokens = tailing.tokens_of(session, again) if len(again) else None
+    before = again[0] if len(again) else None
+    written = session.assembly.assemble(shown, _decoded(session), before)
+    tailing.clear(session, deciding.route(session, decision))
+    if len(again):
+        tailing.read(session, tokens)
+    return written
+
+
+def _decoded(session) -> Decoded | None:
+    """Blocks whose rows stand in the tail, if the policy is to keep them."""
+    if session.config.tail != "keep":
+        return None
+    count = int(session.tail.length) // session.model.gist.block
+    if not count:
+        return None
+    return Decoded(session.blocks - count, count, session.tail)

@@ -1,0 +1,85 @@
+"""The tail of a session: tokens read behind its working contexts since the last refocus."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from mctx.models.router import Routing
+from mctx.runtime import reading
+from mctx.runtime.reading import Tail
+from mctx.tree.documents import last_live
+
+
+def empty(session) -> Tail:
+    """Room for what is read until the next refocus, and for what a policy reads again."""
+    config, top = session.config, session.config.top
+    size = session.interval + (config.reread if config.tail == "reread" else 0)
+    return Tail(
+        reading.empty_rows(session.model, top, size),
+        np.int32(0),
+        jnp.zeros(session.model.base.d_model),
+        *Routing(np.arange(top, dtype=np.int32), np.zeros(top, np.float32)),
+    )
+
+
+def clear(session, routing: Routing) -> None:
+    """Forgets the tail's rows; what was read last still predicts the next token."""
+    session.tail = session.tail._replace(
+        length=np.int32(0), heads=routing.heads, gate=routing.gate
+    )
+
+
+def read(session, tokens: np.ndarray) -> list[tuple]:
+    """Reads tokens into the tail, in calls of two fixed sizes.
+
+    Returns:
+      A call's NLL, still on the device, and how many of it are real; one pair a call.
+    """
+    out = []
+    for at in range(0, len(tokens), session.interval):
+        piece = tokens[at : at + session.interval]
+        size = 1 if len(piece) == 1 else session.interval
+        session.tail, nll = reading.extend(
+            session.model,
+            session.config.merger == "learned",
+            session.params,
+            session.assembly.buffer,
+            session.tail,
+            np.pad(piece, (0, size - len(piece))).astype(np.int32),
+            np.int32(len(piece)),
+            session.prefix_bias,
+        )
+        out.append((nll, len(piece)))
+        session.spending.read(size)
+    session.has_read |= len(tokens) > 0
+    return out
+
+
+def stand_at_end(session) -> None:
+    """After `seek`, what the last tokens say is read once, so that the next can be predicted.
+
+    The last block is taken out of the buffer for that, read behind the rest, and put back as
+    the tail policy has it; tokens that wait for their block are read after it.
+    """
+    waiting = session.ingestion.waiting
+    if session.has_read or not (session.blocks or len(waiting)):
+        return
+    last = live(session, 1)
+    if len(last) and session.config.tail != "reread":
+        session.assembly.assemble(session.shown, before=last[0])
+        read(session, tokens_of(session, last))
+        session.assembly.assemble(session.shown)
+        clear(session, Routing(session.tail.heads, session.tail.gate))
+    if len(waiting):
+        read(session, waiting)
+
+
+def live(session, count: int) -> np.ndarray:
+    """The last blocks that are not dead, rising."""
+    return last_live(session.dead_runs, session.blocks, count)
+
+
+def tokens_of(session, blocks: np.ndarray) -> np.ndarray:
+    block = session.model.gist.block
+    return np.concatenate([session.tree.tokens(b * block, (b + 1) * block) for b in blocks])

@@ -1,0 +1,209 @@
+"""A store that fails or is slow, and a machine that is full: told, survived, and nothing lost."""
+
+import dataclasses
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from mctx.errors import UserError
+from mctx.focus import layout
+from mctx.runtime import focusing, reading
+from mctx.tree.arrays import Arrays
+from mctx.tree.head import HeadRecord, StoreError, TreeError, explained
+from mctx.tree.store import Tree
+from tests.runtime.small import BLOCK, CONFIG, WINDOW, place, session, text, worths
+
+TEXT = text(8 * WINDOW + 2, seed=1)
+EAGER = dataclasses.replace(CONFIG, commit_every=1)
+WRITES = (Arrays, "write"), (HeadRecord, "replace")
+READS = (Arrays, "read_pages"), (Arrays, "read_rows"), (Arrays, "read_parts")
+
+
+class Store:
+    """Storage with a switch: it works, `fails`, `hangs` until it works, or takes `seconds`."""
+
+    def __init__(self, monkeypatch, *functions):
+        self._on = threading.Event()
+        self.fails, self.calls, self.seconds = False, 0, 0.0
+        self.works()
+        for owner, name in functions:
+            monkeypatch.setattr(owner, name, self._switched(getattr(owner, name)))
+
+    def works(self):
+        self.fails = False
+        self._on.set()
+
+    def hangs(self):
+        self._on.clear()
+
+    def _switched(self, function):
+        def switched(*arguments):
+            self.calls += 1
+            self._on.wait(20)
+            time.sleep(self.seconds)
+            with explained("The store is broken"):
+                if self.fails:
+                    raise OSError("no route")
+            return function(*arguments)
+
+        return switched
+
+
+def stored(made) -> np.ndarray:
+    tree = Tree.open(made.tree.uri)
+    return tree.tokens(0, tree.length)
+
+
+def last(reports, name):
+    return reports[-1][f"store/{name}"]
+
+
+# -- writing -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+def test_a_store_that_cannot_take_more_is_streamed_past_and_loses_nothing(how, monkeypatch):
+    reports = []
+    made = session(EAGER, worths=worths(1), on_refocus=lambda _, report: reports.append(report))
+    want = session(worths=worths(1)).read_tokens(TEXT)
+    store = Store(monkeypatch, *WRITES)
+    first, rest = np.split(TEXT, [3 * WINDOW])
+    got = [made.read_tokens(first)]
+    store.fails = how == "fails"
+    if how == "hangs":
+        store.hangs()
+    got.append(made.read_tokens(rest))
+    assert last(reports, "tokens_waiting") >= len(rest) - 3 * BLOCK
+    what = "commits_failed" if how == "fails" else "commits_deferred"
+    assert last(reports, what) > 9
+    np.testing.assert_array_equal(np.concatenate(got)[1:], want[1:])
+    if how == "fails":
+        with pytest.raises(StoreError, match="no route"):
+            made.predict(TEXT[:1])  # read all the same
+    store.works()
+    made.predict(TEXT[1:2] if how == "fails" else TEXT[:2])
+    np.testing.assert_array_equal(stored(made), np.concatenate([TEXT, TEXT[:2]]))
+
+
+def test_a_history_that_may_not_wait_longer_stops_and_goes_on(monkeypatch):
+    limited = dataclasses.replace(EAGER, unstored=2 * WINDOW)
+    made = session(limited, worths=worths(1))
+    store = Store(monkeypatch, *WRITES)
+    store.fails = True
+    with pytest.raises(StoreError):
+        made.read_tokens(TEXT)
+    stopped = made.length
+    assert 2 * WINDOW < stopped < 3 * WINDOW
+    for _ in range(2):
+        with pytest.raises(StoreError):
+            made.read_tokens(TEXT[stopped:])
+    assert made.length == stopped
+    store.works()
+    made.predict(TEXT[stopped:])
+    np.testing.assert_array_equal(stored(made), TEXT[: len(TEXT) // BLOCK * BLOCK])
+    store.seconds = 0.05  # a slow one is waited for
+    made.read_tokens(text(4 * WINDOW, seed=2))
+    assert made.storing.report()["store/ms_stalled"] > 50
+
+
+def test_a_tree_that_was_taken_over_stops_the_session_at_once():
+    made = session(EAGER, worths=worths(1))
+    made.predict(TEXT[:WINDOW])
+    Tree.open(made.tree.uri, mode="w")
+    with pytest.raises(TreeError, match="taken over"):
+        made.read_tokens(TEXT)
+
+
+# -- reading -----------------------------------------------------------------------------------
+
+
+def cold_session(**changes):
+    """Over a tree of which nothing is in memory."""
+    first = session()
+    first.ingest(TEXT)
+    first.tree.close()
+    config = dataclasses.replace(CONFIG, **changes)
+    made = session(config, Tree.open(first.tree.uri, mode="w"), worths=worths(1))
+    made.read_tokens(TEXT[:BLOCK])
+    return made
+
+
+def forget(made):
+    """Nothing but the tree, of what a refocus may look at."""
+    made.cache.drop()
+    made.assembly.forget()
+    made.tree._mirror = type(made.tree._mirror)(made.tree._arrays)
+
+
+def test_a_refocus_that_could_not_read_is_made_up_for_and_changes_nothing(monkeypatch):
+    more = TEXT[: 2 * BLOCK + 1]
+    plain, made = cold_session(), cold_session()
+    want = plain.read_tokens(more)
+    store = Store(monkeypatch, *READS)
+    forget(made)
+    store.fails = True
+    got = [made.read_tokens(more[: BLOCK - 1])]
+    for _ in range(2):  # all of this is in the history, then the refocus fails, again and again
+        with pytest.raises(StoreError, match="no route"):
+            made.read_tokens(more[BLOCK - 1 : BLOCK])
+        assert made.length == len(TEXT) // BLOCK * BLOCK + 2 * BLOCK
+    store.works()
+    got.append(made.read_tokens(more[BLOCK:]))
+    np.testing.assert_allclose(got[0], want[: BLOCK - 1], atol=1e-5)
+    np.testing.assert_allclose(got[1], want[BLOCK:], atol=1e-4)
+
+
+def test_where_cold_nodes_are_not_waited_for_a_failing_store_is_gone_on_without(monkeypatch):
+    made, reports = cold_session(cold="async"), []
+    made.on_refocus = lambda _, report: reports.append(report)
+    made.worths = None  # the lens needs the gists of what it looks at
+    store = Store(monkeypatch, *READS)
+    made.tree._mirror = type(made.tree._mirror)(made.tree._arrays)
+    store.fails = True
+    nll = made.read_tokens(TEXT[: 3 * BLOCK])
+    assert np.all(np.isfinite(nll)) and reports[-1]["refocus/blind"] == 1
+    assert store.calls > 0
+    one = layout.Layout(*(np.asarray(x)[0] for x in made.layouts))
+    layout.check(made.focus, one, made.blocks)
+    store.works()
+    made.read_tokens(TEXT[:BLOCK])
+    assert reports[-1]["refocus/blind"] == 0
+
+
+# -- memory ------------------------------------------------------------------------------------
+
+
+def test_a_buffer_that_does_not_fit_names_its_settings():
+    with pytest.raises(UserError, match=r"lower budget \(now 1\d+\) or heads"):
+        session(dataclasses.replace(CONFIG, budget=10**12))
+
+
+@pytest.mark.parametrize(
+    "what, words",
+    [("extend", "lower budget .now 64. or top"), ("_apply_lens", "lower capacity .now 40. or")],
+)
+def test_a_full_device_names_the_setting_to_lower(what, words, monkeypatch):
+    made = session()
+    made.read_tokens(TEXT[:BLOCK])
+
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    owner = reading if what == "extend" else focusing
+    monkeypatch.setattr(owner, what, full)
+    with pytest.raises(UserError, match=words):
+        made.read_tokens(TEXT[: 2 * BLOCK])
+
+
+def test_other_errors_of_a_device_are_not_explained_away(monkeypatch):
+    made = session(tree=place())
+
+    def broken(*_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: broken")
+
+    monkeypatch.setattr(reading, "extend", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="broken"):
+        made.read_tokens(TEXT[:3])
