@@ -5,6 +5,7 @@ import ast
 import difflib
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import os
 import platform
@@ -50,9 +51,11 @@ def command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     """The ConfigDict of `get_config()` in a Python file, with `overrides` applied.
 
+    `FILE.py:CHOICE` calls `get_config(CHOICE)`: a file may hold several, of phases or of sizes.
     Raises UserError when there is no such file or no `get_config` in it; else as `override`.
     """
-    path = Path(path)
+    name, colon, choice = str(path).rpartition(".py:")
+    path = Path(f"{name}.py" if colon else path)
     if not path.is_file():
         raise UserError(f"there is no config file {path}: see experiments/configs.")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -62,7 +65,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise UserError(f"{path} is no config file: it must define get_config().")
-    return override(module.get_config(), overrides)
+    takes = inspect.signature(module.get_config).parameters
+    if choice and colon and not takes:
+        raise UserError(f"{path} holds one config: give it without ':{choice}'.")
+    return override(module.get_config(*[choice] * bool(colon)), overrides)
 
 
 def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:

@@ -2,10 +2,15 @@
 
     python -m experiments.train --config=FILE --workdir=DIR [--config.key=value …]
 
-Phases in order: base, gist, lens, mof. Each writes DIR/<phase>, finds what was trained before it
+Phases in order: base, gist, lens, mof; after gist, if it is wanted, lora, which the phases after
+it apply with `--config.with_lora=True`. Each writes DIR/<phase>, finds what was trained before it
 in DIR (or in `--config.init`, a checkpoint), and goes on from its own latest step. `config.corpus`
 is a folder of domains (`python -m data.corpus`), `config.domains` their weights: one that is not
 there needs `--config.domains.NAME=0`. A folder of one domain needs no weights.
+
+Every process of a job runs this command (experiments/launch, docs/scale.md); with
+`--config.devices=N` it refuses to run on another number of devices. SIGTERM saves and exits 0; the
+same command goes on, on any number of devices and processes.
 """
 
 import importlib
@@ -13,20 +18,27 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict, config_dict
 
 from data.mixture import Mixture, domains_of
 from data.sampling import Corpus
-from experiments import entry
-from mctx import checkpoint
+from experiments import entry, processes
+from mctx import checkpoint, sharding
 from mctx.errors import UserError
+from mctx.models.lora import tuned
 from mctx.tokenizer import Tokenizer
 from mctx.training.loop import TrainSettings, train
 from mctx.training.sources import Sources
 
-PHASES = ("base", "gist", "lens", "mof")
+PHASES = ("base", "gist", "lens", "mof", "lora")
 DEFAULTS = {
     "init": config_dict.placeholder(str),
+    "devices": config_dict.placeholder(int),  # expected, of all processes
+    "base_dtype": "float32",  # in which a frozen base is held
+    "with_lora": False,  # train on the base as the `lora` item has it
     "train": asdict(TrainSettings(steps=0, learning_rate=0.0)),
 }
 
@@ -47,13 +59,36 @@ def configuration(path: Path, overrides: list[str]) -> ConfigDict:
     return config
 
 
-def load_trained(items: tuple[str, ...], workdir: Path, init: str | None) -> tuple[dict, dict]:
-    """Items trained before: those of `workdir`, and the others of the checkpoint `init`."""
+def load_trained(
+    items: tuple[str, ...], workdir: Path, init: str | None, **how
+) -> tuple[dict, dict]:
+    """Items trained before: those of `workdir`, and the others of the checkpoint `init`.
+
+    `how`: see `checkpoint.load_items`.
+    """
     own = tuple(item for item in items if init is None or checkpoint.holds(workdir, item))
     rest = tuple(item for item in items if item not in own)
-    given, given_config = checkpoint.load_items(init, rest) if rest else ({}, {})
-    found, found_config = checkpoint.load_items(workdir, own) if own else ({}, {})
+    given, given_config = checkpoint.load_items(init, rest, **how) if rest else ({}, {})
+    found, found_config = checkpoint.load_items(workdir, own, **how) if own else ({}, {})
     return given | found, given_config | found_config
+
+
+def load_tuned(items: tuple[str, ...], config: ConfigDict, workdir: Path) -> tuple[dict, dict]:
+    """As `load_trained`, onto the mesh, with the LoRA applied if the config says so."""
+    items += ("lora",) * config.with_lora
+    params, trained = load_trained(items, workdir, config.init, **on_mesh(config))
+    return tuned(params), trained
+
+
+def on_mesh(config: ConfigDict) -> dict:
+    """How items are loaded for training: each array straight into its shards on the mesh."""
+    sizes = config.train
+    mesh = sharding.mesh(sizes.data, sizes.fsdp, sizes.head)
+
+    def place(shape: tuple[int, ...]) -> NamedSharding:
+        return NamedSharding(mesh, sharding.shard_large(shape, mesh))
+
+    return {"place": place, "dtype": {"base": jnp.dtype(config.base_dtype)}}
 
 
 def open_mixture(config: ConfigDict, part: str) -> Mixture:
@@ -75,7 +110,7 @@ def open_mixture(config: ConfigDict, part: str) -> Mixture:
 def open_sources(config: ConfigDict, workdir: Path) -> Sources:
     learn, held_out = open_mixture(config, "train"), open_mixture(config, "valid").even()
     return Sources(
-        load=partial(load_trained, workdir=workdir, init=config.init),
+        load=partial(load_tuned, config=config, workdir=workdir),
         windows=learn.windows,
         segments=learn.segments,
         histories=learn.histories,
@@ -90,8 +125,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     sources = open_sources(config, workdir)
     phase = importlib.import_module(f"mctx.training.{config.phase}").phase(config, sources)
     tokenizer = Tokenizer.load(next(iter(domains_of(config.corpus).values())) / "train")
-    (workdir / phase.name).mkdir(parents=True, exist_ok=True)
-    tokenizer.save(workdir / phase.name)
+    if jax.process_index() == 0:
+        (workdir / phase.name).mkdir(parents=True, exist_ok=True)
+        tokenizer.save(workdir / phase.name)
     train(phase, TrainSettings(**config.train), workdir)
 
 
@@ -100,7 +136,10 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="a file of experiments/configs")
     parser.add_argument("--workdir", type=Path, required=True, help="where checkpoints go")
     arguments, overrides = parser.parse_known_args()
-    run(configuration(arguments.config, overrides), arguments.workdir)
+    config = configuration(arguments.config, overrides)
+    processes.join()
+    processes.check_devices(config.devices)
+    run(config, arguments.workdir)
 
 
 if __name__ == "__main__":

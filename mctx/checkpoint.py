@@ -1,6 +1,6 @@
 """Checkpoints: one Orbax item per thing, so each is restored alone and on any mesh (design: Scale).
 
-    DIR/<step>/<item>      parameters of 'base', 'gistnet', 'lensnet' or 'mof'
+    DIR/<step>/<item>      parameters of 'base', 'gistnet', 'lensnet', 'mof' or 'lora'
     DIR/<step>/train       optimizer state and step count of the item that was being trained
     DIR/<step>/config      JSON: {item: model config}
     WORKDIR/<phase>/       one such DIR for each training phase
@@ -9,58 +9,111 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
 
 from mctx.errors import UserError
 
-TRAINED_BY = {"base": "base", "gistnet": "gist", "lensnet": "lens", "mof": "mof"}
+SCORE = "score"  # less is better
+TRAINED_BY = {
+    "base": "base",
+    "gistnet": "gist",
+    "lensnet": "lens",
+    "mof": "mof",
+    "lora": "lora",
+}
+
+HELD_BYTES = 2**26  # of a bundle that is written, held in memory at once
+Place = Callable[[tuple[int, ...]], jax.sharding.Sharding]
 
 # Orbax logs a page for every save and warns of what is normal here (an item read on its own).
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 
-def manager(directory: str | epath.Path, keep: int | None = None) -> ocp.CheckpointManager:
-    """A manager that writes to `directory` and keeps the newest `keep` steps (None: all)."""
+def manager(
+    directory: str | epath.Path, keep: int | None = None, keep_best: int = 0
+) -> ocp.CheckpointManager:
+    """A manager that writes to `directory`, and deletes what need not be kept.
+
+    Kept are the newest `keep` steps (None: all) and, of those saved with a score, the best
+    `keep_best`. Every process of a job calls it.
+    """
     directory = _absolute(directory)
     if directory.exists() and jax.process_index() == 0:
         for folder in _numbered(directory):
             if not any(folder.iterdir()):  # Orbax would count it as a step and refuse to write it
                 folder.rmdir()
-    return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+    if jax.process_count() > 1:  # none may look before that is done
+        multihost_utils.sync_global_devices("checkpoint.manager")
+    # Sorted with the worst first, as Orbax keeps the end of what it sorts.
+    best = policies.BestN(
+        get_metric_fn=_badness,
+        reverse=True,
+        n=keep_best,
+        keep_checkpoints_without_metrics=False,
+    )
+    policy = policies.AnyPreservationPolicy([policies.LatestN(n=keep), best])
+    options = ocp.CheckpointManagerOptions(
+        best_fn=_badness if keep_best else None, best_mode="min", preservation_policy=policy
+    )
+    return ocp.CheckpointManager(directory, options=options)
+
+
+def _badness(metrics: Mapping[str, float]) -> float:
+    return metrics[SCORE]
 
 
 def save(
-    manager: ocp.CheckpointManager, step: int, item: str, params: Any, train: Any, config: dict
+    manager: ocp.CheckpointManager,
+    step: int,
+    item: str,
+    params: Any,
+    train: Any,
+    config: dict,
+    score: float | None = None,
 ) -> None:
-    """Starts to write a step; it is durable after `manager.wait_until_finished()`."""
+    """Starts to write a step; it is durable after `manager.wait_until_finished()`.
+
+    The arrays are copied to the host before this returns, and written by a thread. `score` tells
+    which steps are best, the least is; a step without one is kept for being new only.
+    """
     items = {
         item: ocp.args.StandardSave(params),
         "train": ocp.args.StandardSave(train),
         "config": ocp.args.JsonSave(config),
     }
-    manager.save(step, args=ocp.args.Composite(**items), force=True)
+    metrics = None if score is None else {SCORE: score}
+    manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
 
 
 def restore_train_state(
     manager: ocp.CheckpointManager, step: int, item: str, params: Any, train: Any
 ) -> tuple[Any, Any]:
-    """Restores (params, train) into the shapes, types and shardings of the given abstract trees."""
-    wanted = {item: ocp.args.StandardRestore(params), "train": ocp.args.StandardRestore(train)}
-    try:
-        found = manager.restore(step, args=ocp.args.Composite(**wanted))
-    except Exception as error:  # Orbax and TensorStore raise a dozen types for a misfit
-        raise UserError(
-            f"{manager.directory / str(step)} cannot be resumed with this configuration: train "
-            f"with the one it was written with, or into another directory ({_brief(error)})."
-        ) from error
+    """Restores (params, train) into the shapes, types and shardings of the given abstract trees.
+
+    Raises UserError, which names the item, when one is damaged or of another shape.
+    """
+    found = {}
+    for name, wanted in ((item, params), ("train", train)):
+        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(wanted)})
+        folder = manager.directory / str(step)
+        try:
+            found[name] = manager.restore(step, args=args)[name]
+        except Exception as error:  # Orbax and TensorStore raise a dozen types for a misfit
+            raise UserError(
+                f"{folder / name} is truncated or cannot be resumed with this configuration: "
+                f"train with the one it was written with, delete {folder} to go on from the step "
+                f"before it, or use another directory ({_brief(error)})."
+            ) from error
     return found[item], found["train"]
 
 
@@ -90,6 +143,7 @@ def load_items(
     items: tuple[str, ...],
     step: int | str = "latest",
     dtype: Any = jnp.float32,
+    place: Place | None = None,
 ) -> tuple[dict[str, Any], dict]:
     """Loads parameters for use: ({item: params}, config), on one device of this process.
 
@@ -98,7 +152,10 @@ def load_items(
         that hold an item, the one written last is read. Nothing but the wanted items is read.
       items: names out of TRAINED_BY.
       step: a step number, or 'latest'.
-      dtype: type of the floating parameters returned, whatever type they were stored in.
+      dtype: type of the floating parameters returned, whatever type they were stored in; or a
+        type for each of some items, where the others get float32.
+      place: where each array is to lie, by its shape: it is read straight into its shards, never
+        whole into one place. All processes must ask together.
 
     Raises:
       UserError: no such directory, no checkpoint in it, an item missing or not readable.
@@ -120,7 +177,11 @@ def load_items(
             at = "" if step == "latest" else f" at step {step}"
             mend = f"train it with phase '{phase}'" if phase else f"items are {list(TRAINED_BY)}"
             raise UserError(f"{root} holds no {item}{at}, only {', '.join(present)}: {mend}.")
-    params = {item: _load(path / item, dtype) for item, path in where.items()}
+    types = dtype if isinstance(dtype, Mapping) else dict.fromkeys(items, dtype)
+    params = {
+        item: _load(path / item, types.get(item, jnp.float32), place)
+        for item, path in where.items()
+    }
     config = {}
     for path in sorted(set(where.values()), key=_written):  # what was written last is right
         config |= read_config(path.parent, int(path.name))
@@ -145,7 +206,11 @@ def save_bundle(
     draft = directory / "draft"
     if draft.exists():
         shutil.rmtree(draft)
-    content = {name: ocp.args.StandardSave(_cast(tree, dtype)) for name, tree in items.items()}
+    content = {
+        # Orbax holds back what it writes until a file is full.
+        name: ocp.args.PyTreeSave(_cast(tree, dtype), ocdbt_target_data_file_size=HELD_BYTES)
+        for name, tree in items.items()
+    }
     with ocp.CheckpointManager(draft) as writer:
         writer.save(0, args=ocp.args.Composite(config=ocp.args.JsonSave(config), **content))
     step = draft / "0"
@@ -161,39 +226,49 @@ def save_bundle(
 
 
 def _compact(item: epath.Path) -> None:
-    """Rewrites an item's OCDBT store in one transaction: no dead nodes, no per-process folders."""
+    """Rewrites an item's OCDBT store in few transactions: hardly a dead node, no folders of
+    processes. A transaction is held in memory, so a large item takes several."""
     source = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{item}/"}).result()
     packed = item.parent / f"{item.name}-packed"
     target = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{packed}/"}).result()
-    keys = source.list().result()
-    with ts.Transaction(atomic=True) as transaction:
-        for key in keys:
-            target.with_transaction(transaction)[key] = source[key]
-    for folder in (item / "d", *item.glob("ocdbt.process_*")):
+    keys = deque(source.list().result())
+    while keys:
+        room = HELD_BYTES
+        with ts.Transaction(atomic=True) as transaction:
+            while keys and room > 0:
+                value = source[keys[0]]
+                target.with_transaction(transaction)[keys.popleft()] = value
+                room -= len(value)
+    for folder in (item / "d", *item.glob("ocdbt.process_*"), *item.glob("array_metadatas")):
         shutil.rmtree(folder)
+    (item / "_sharding").unlink(missing_ok=True)  # names the devices of the machine that wrote it
     (packed / "d").rename(item / "d")
     (packed / "manifest.ocdbt").replace(item / "manifest.ocdbt")
     shutil.rmtree(packed)
 
 
 def _cast(tree: Any, dtype: Any) -> Any:
-    """Floating leaves in `dtype`, the others as they are; all on the host."""
+    """Floating leaves in `dtype`, the others as they are; nothing is copied that fits already."""
 
     def cast(leaf):
-        leaf = np.asarray(leaf)
-        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        if isinstance(leaf, jax.Array):  # Orbax writes it from where it lies, NumPy's from a copy
+            return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(dtype, copy=False) if floating else leaf
 
     return jax.tree.map(cast, tree)
 
 
-def _load(path: epath.Path, dtype: Any) -> Any:
-    """One item, restored onto this process's first device from its own metadata."""
+def _load(path: epath.Path, dtype: Any, place: Place | None = None) -> Any:
+    """One item, restored from its own metadata: as `place` says, or onto the first device here."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def abstract(saved):
         floating = jnp.issubdtype(saved.dtype, jnp.floating)
         return jax.ShapeDtypeStruct(
-            saved.shape, dtype if floating else saved.dtype, sharding=device
+            saved.shape,
+            dtype if floating else saved.dtype,
+            sharding=place(saved.shape) if place else device,
         )
 
     try:

@@ -7,12 +7,46 @@ softmax, rotations) is left out, as usual where utilisation is told.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
+from jax.sharding import AbstractDevice
+
+PEAKS = {  # dense bfloat16 operations a second of one device, as its maker states it
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+PLAIN = AbstractDevice(device_kind="cpu", num_cores=None, platform="cpu")
+
+
+def peak(device_kind: str) -> float | None:
+    """Operations a second that a device can do at most; None for one that is not in the table."""
+    names = [name for name in PEAKS if device_kind.startswith(name)]
+    return PEAKS[max(names, key=len)] if names else None
+
+
+def plain_flops(function: Callable, *args: Any) -> float:
+    """`flops` of a program as a machine without fused kernels would run it.
+
+    A kernel's inside is not seen otherwise. What a backward pass computes again counts again.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    plain = mesh.update(abstract_device=PLAIN)
+    bare = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
+    with jax.sharding.use_abstract_mesh(plain):
+        return flops(function, *bare)
 
 
 def flops(function: Callable, *args: Any) -> float:
@@ -24,17 +58,30 @@ def flops(function: Callable, *args: Any) -> float:
     return _of(jax.make_jaxpr(function)(*args).jaxpr)
 
 
+def operations(function: Callable, static: tuple, *args: Any) -> float:
+    """Of one call `function(*static, *args)`. Each shape is traced once in a process, whoever
+    asks: a module's function, not a method's or a closure's."""
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)), args)
+    leaves, tree = jax.tree.flatten(abstract)
+    return _operations(function, static, tuple(leaves), tree)
+
+
+@functools.lru_cache(maxsize=512)
+def _operations(function, static, leaves, tree):
+    return flops(functools.partial(function, *static), *jax.tree.unflatten(tree, leaves))
+
+
 class Count:
-    """Operations of many calls; a program is traced at its first call, then known by its key."""
+    """Operations of many calls; what one costs is known by its key after the first."""
 
     def __init__(self):
         self.total = 0.0
         self._cost: dict[Hashable, float] = {}
 
-    def add(self, key: Hashable, calls: int, function: Callable, *args: Any) -> None:
-        """Adds `calls` calls of a function; the same key must mean the same shapes."""
+    def add(self, key: Hashable, calls: int, function: Callable, static: tuple, *args) -> None:
+        """Adds `calls` calls `function(*static, *args)`; the same key must mean the same shapes."""
         if key not in self._cost:
-            self._cost[key] = flops(function, *args)
+            self._cost[key] = operations(function, static, *args)
         self.total += calls * self._cost[key]
 
 

@@ -1,46 +1,75 @@
-"""One mesh, two axes, and the rule that says which parameter lies where (design: Scale).
+"""One mesh and the rule that says which parameter lies where (design: Scale).
 
 Models know nothing of this: `jit` sees arguments that carry a NamedSharding and XLA inserts the
 communication, on one device, on the devices of one host, or on a pod.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mctx.errors import UserError
 
 Rule = Callable[[tuple[int, ...], Mesh], PartitionSpec]
 
 LARGE = 2**18  # elements; below this a split costs more in messages than it saves in memory
+BATCH = ("data", "fsdp")  # the axes over which a batch is split
+HEAD = "head"  # the axis over which working contexts are, where there is one
 
 
-def mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-    """The mesh ('data', 'fsdp') over the devices of every process; `data=-1` takes what is left.
+def mesh(
+    data: int = -1, fsdp: int = 1, head: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """The mesh ('data', 'fsdp'), and 'head' where `head` > 1; `data=-1` takes what is left.
 
-    One process may use fewer devices than it sees; with several, every device must take part.
+    Args:
+      devices: to lie on, perhaps another machine's; default: those of every process. One process
+        may use fewer of its devices than it sees; with several, every device must take part.
+
     Raises UserError when the sizes do not fit the devices.
     """
-    devices = jax.devices()
-    if data == -1 and fsdp > 0:
-        data = len(devices) // fsdp
-    wanted = data * fsdp
-    fits = wanted == len(devices) if jax.process_count() > 1 else wanted <= len(devices)
-    if data < 1 or fsdp < 1 or not fits:
+    all_must = devices is not None or jax.process_count() > 1
+    devices = list(jax.devices() if devices is None else devices)
+    if data == -1 and fsdp > 0 and head > 0:
+        data = len(devices) // (fsdp * head)
+    sizes = (data, fsdp, head)
+    wanted = math.prod(sizes)
+    fits = wanted == len(devices) if all_must else wanted <= len(devices)
+    if min(sizes) < 1 or not fits:
         raise UserError(
-            f"a mesh of data={data} × fsdp={fsdp} does not fit the {len(devices)} visible "
-            "device(s): choose sizes whose product is that number, or data=-1."
+            f"a mesh of data={data} × fsdp={fsdp} × head={head} does not fit the {len(devices)} "
+            "visible device(s): choose sizes whose product is that number, or data=-1."
         )
+    axes = (*BATCH, HEAD)[: 3 if head > 1 else 2]
     # Linen cannot run under the Explicit axes that make_mesh gives by default.
     return jax.make_mesh(
-        (data, fsdp),
-        ("data", "fsdp"),
+        sizes[: len(axes)],
+        axes,
         devices=devices[:wanted],
-        axis_types=(AxisType.Auto, AxisType.Auto),
+        axis_types=(AxisType.Auto,) * len(axes),
+    )
+
+
+def batch_ways(mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(mesh.shape.get(axis, 1) for axis in BATCH)
+
+
+def batch_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """The axes over which a batch is split; none where that is into one part."""
+    return BATCH if batch_ways(mesh) > 1 else ()
+
+
+def over_heads(function: Callable, x: Any) -> Any:
+    """`function` of each working context in x [H, …]: in turn, or each on its part of 'head'."""
+    if HEAD not in jax.sharding.get_abstract_mesh().shape:
+        return jax.lax.map(function, x)
+    return jax.vmap(function, spmd_axis_name=HEAD)(
+        jax.lax.with_sharding_constraint(x, PartitionSpec(HEAD))
     )
 
 
@@ -64,10 +93,31 @@ def shardings(tree: Any, mesh: Mesh, rule: Rule = shard_large) -> Any:
     return jax.tree.map(lambda leaf: NamedSharding(mesh, rule(np.shape(leaf), mesh)), tree)
 
 
+def abstract(tree: Any, mesh: Mesh, rule: Rule = shard_large) -> Any:
+    """Shapes and types of a tree, each with its place on the mesh."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        tree,
+        shardings(tree, mesh, rule),
+    )
+
+
+def whole(x: Any) -> Any:
+    """Inside `jit`, a result that every process can read: the same on all devices of the mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
 def place(tree: Any, mesh: Mesh, rule: Rule = shard_large) -> Any:
-    """Puts a tree, whole in every process, onto the mesh as `rule` says."""
+    """Puts a tree, whole in every process, onto the mesh as `rule` says.
+
+    Leaves that lie so already (what was read straight into its shards) stay where they are.
+    """
 
     def put(leaf, sharding):
+        if getattr(leaf, "sharding", None) == sharding:
+            return leaf
         host = np.asarray(leaf)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
@@ -75,8 +125,8 @@ def place(tree: Any, mesh: Mesh, rule: Rule = shard_large) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis of a batch is split over both axes of the mesh."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    """The leading axis of a batch is split over 'data' and 'fsdp'."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> slice:

@@ -1,4 +1,7 @@
-"""Scalars of a run: one JSON object a line is the truth, TensorBoard lies beside it."""
+"""Scalars of a run: one JSON object a line is the truth, TensorBoard lies beside it.
+
+Weights & Biases may get them too; it is a package of its own, `pip install wandb`.
+"""
 
 import json
 import math
@@ -8,6 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mctx.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -19,7 +24,11 @@ class Telemetry:
     the next Telemetry on the same directory drops that torn line and goes on.
     """
 
-    def __init__(self, directory: str | Path):
+    def __init__(self, directory: str | Path, wandb: str | None = None):
+        """`wandb` names a project of Weights & Biases; a resumed run goes on in the same run.
+
+        Raises UserError when that is asked for and the package is not installed.
+        """
         # Not at the top: it imports torch where that is installed, which takes seconds.
         from tensorboardX import SummaryWriter
 
@@ -29,6 +38,7 @@ class Telemetry:
         _drop_torn_line(path)
         self._lines = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(directory / "tensorboard"), flush_secs=10)
+        self._wandb = _wandb_run(wandb, directory) if wandb else None
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes {"step", "time" (Unix seconds), **values}; a value that is not finite is null."""
@@ -38,10 +48,25 @@ class Telemetry:
         self._lines.flush()
         for name, number in numbers.items():
             self._board.add_scalar(name, number, step)
+        if self._wandb:
+            self._wandb.log(numbers, step=step)
 
     def close(self) -> None:
         self._lines.close()
         self._board.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def _wandb_run(project: str, directory: Path):
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(
+            "wandb is not installed: `pip install wandb`, or train without train.wandb."
+        ) from None
+    name = "-".join(directory.resolve().parts[-2:])
+    return wandb.init(project=project, name=name, id=name, dir=str(directory), resume="allow")
 
 
 def _drop_torn_line(path: Path) -> None:

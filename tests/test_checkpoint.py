@@ -15,6 +15,7 @@ from mctx.errors import UserError
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 CONFIG = {"base": {"d_model": 4}, "lensnet": {"heads": 2}}
+SMALL = {"a": np.ones(2)}, {"step": np.int32(0)}  # parameters and train state
 
 
 def tree(seed: int, size: int = 64):
@@ -140,6 +141,30 @@ def test_damaged_config(tmp_path):
     (tmp_path / "1" / "config" / "metadata").write_text('{"base": {')
     with pytest.raises(UserError, match="1/config is not a readable config item"):
         checkpoint.load_items(tmp_path, ("base",))
+
+
+def test_the_item_that_cannot_be_resumed_is_named(tmp_path):
+    for step in (1, 2):
+        write(tmp_path, step, "base", jax.device_put(tree(0, size=2048)))
+    os.truncate(_largest_file(tmp_path / "2" / "train"), 10)
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree(0, size=2048))
+    train = {"step": jax.ShapeDtypeStruct((), jnp.int32)}
+    with checkpoint.manager(tmp_path) as manager:
+        with pytest.raises(UserError, match=f"2/train is truncated .* delete {tmp_path}/2 "):
+            checkpoint.restore_train_state(manager, 2, "base", wanted, train)
+        with pytest.raises(UserError, match="1/gistnet is truncated or cannot be resumed"):
+            checkpoint.restore_train_state(manager, 1, "gistnet", wanted, train)
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    scores = {1: 3.0, 2: 1.0, 3: None, 4: 2.0, 5: None}
+    with checkpoint.manager(tmp_path, keep=1, keep_best=1) as manager:
+        for step, score in scores.items():
+            checkpoint.save(manager, step, "base", *SMALL, CONFIG, score)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["2", "5"]
+    with checkpoint.manager(tmp_path, keep=1, keep_best=1) as manager:  # it remembers
+        checkpoint.save(manager, 6, "base", *SMALL, CONFIG, 1.5)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["2", "6"]
 
 
 def test_resuming_with_another_shape_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Where arrays lie on the mesh."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,7 +18,18 @@ def test_mesh_takes_all_devices_or_as_many_as_asked():
     assert sharding.mesh(data=1).size == 1
 
 
-@pytest.mark.parametrize("sizes", [(3, 3), (0, 1), (-1, 0), (-1, 9), (-2, 2)])
+def test_working_contexts_in_turn_or_on_an_axis_of_their_own():
+    x = jnp.arange(12.0).reshape(4, 3)
+    mesh = sharding.mesh(fsdp=2, head=2)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "head": 2}
+    assert sharding.batch_ways(mesh) == 4
+    with jax.set_mesh(mesh):
+        spread = jax.jit(lambda x: sharding.over_heads(jnp.cumsum, x))(x)
+    assert spread.sharding.spec[0] == "head"
+    np.testing.assert_array_equal(spread, sharding.over_heads(jnp.cumsum, x))
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (0, 1), (-1, 0), (-1, 9), (-2, 2), (2, 2, 3)])
 def test_mesh_that_does_not_fit(sizes):
     with pytest.raises(UserError, match="does not fit the 8 visible"):
         sharding.mesh(*sizes)

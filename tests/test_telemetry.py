@@ -1,9 +1,12 @@
 """Metrics outlive the process that wrote them."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
+from mctx.errors import UserError
 from mctx.telemetry import METRICS_FILE, Telemetry, read_scalars
 
 
@@ -30,6 +33,22 @@ def test_append_after_a_kill_drops_the_torn_line_and_the_later_value_wins(tmp_pa
     rows = read_scalars(tmp_path)
     assert [row["step"] for row in rows] == [1, 2]
     assert (rows[1]["loss"], rows[1]["eval/nll"], rows[1]["speed"]) == (1, 4, 5)
+
+
+def test_weights_and_biases_get_the_same_or_are_missed_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="wandb is not installed: `pip install wandb`"):
+        Telemetry(tmp_path / "run", wandb="mine")
+    said = []
+    run = SimpleNamespace(
+        log=lambda values, step: said.append((step, values)), finish=lambda: said.append("end")
+    )
+    fake = SimpleNamespace(init=lambda **how: said.append(how["project"]) or run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    telemetry = Telemetry(tmp_path / "run", wandb="mine")
+    telemetry.scalars(3, {"loss": 2})
+    telemetry.close()
+    assert said == ["mine", (3, {"loss": 2.0}), "end"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -1,14 +1,24 @@
 """Measures one part of the system against its alternatives.
 
-    python -m experiments.bench tail --checkpoint=data/checkpoints/pico --json runs/tail.json
+    python -m experiments.bench tail [--input=SOURCE …] --json runs/tail.json
     python -m experiments.bench tree [--only=NAME,…] [--smoke] [--workdir=DIR] --json runs/tree.json
+    python -m experiments.bench allocator [--only=NAME,…] [--smoke] --json runs/allocator.json
+    python -m experiments.bench resume [--only=NAME,…] [--smoke] --json runs/resume.json
 
-tail: the tail policies of law 8, streamed over the same held-out tokens behind the same history:
-NLL, and milliseconds of a refocus.
+tail: the tail policies of law 8 on the same segments of held-out text: recovered, and milliseconds
+of a block with its refocus. --input as in `experiments.eval`.
 
 tree: the store against a raw file and NumPy in the same run, its behaviour under kills, and what a
 replaced file costs. A tree of a billion tokens is written below --workdir and removed: 9 GB of
-disk and some minutes. --only names rows to measure; --smoke makes all of them small.
+disk and some minutes.
+
+allocator: 10,000 generated cases against the exact optimum, milliseconds of a refocus (on whatever
+JAX runs on), and how calm it is by hysteresis and cooldown.
+
+resume: training that is killed and told to stop at random steps, 20 times each, and goes on in
+another number of processes; what saving costs; seconds from the command to the first step.
+
+--only names rows to measure; --smoke makes all of them small.
 """
 
 import argparse
@@ -18,7 +28,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments import entry, report
-from experiments.bench import tail, tree
+from experiments.bench import allocator, resume, tail, tree
 from experiments.quickstart import SHIPPED
 
 
@@ -28,13 +38,15 @@ def flags() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=["tail", "tree"])
+    parser.add_argument("what", choices=["tail", "tree", "allocator", "resume"])
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
-    parser.add_argument("--past", type=int, default=8192, help="tail: tokens of history before")
-    parser.add_argument("--tokens", type=int, default=8192, help="tail: tokens streamed")
-    parser.add_argument("--only", default="", help=f"tree: some of {', '.join(tree.PARTS)}")
-    parser.add_argument("--smoke", action="store_true", help="tree: seconds instead of minutes")
-    parser.add_argument("--workdir", type=Path, help="tree: where to write; default: a temporary")
+    parser.add_argument("--input", nargs="+", default=["held-out"], help="tail: texts to stream")
+    parser.add_argument("--past", type=int, default=1024, help="tail: tokens of history before")
+    parser.add_argument("--tokens", type=int, default=768, help="tail: tokens streamed")
+    parser.add_argument("--samples", type=int, default=2, help="tail: segments of each text")
+    parser.add_argument("--only", default="", help="some of a bench's parts")
+    parser.add_argument("--smoke", action="store_true", help="seconds instead of minutes")
+    parser.add_argument("--workdir", type=Path, help="where to write; default: a temporary")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="the result file; default: runs/WHAT.json")
     return parser
@@ -45,9 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     path = args.json or Path("runs") / f"{args.what}.json"
     if args.what == "tail":
-        rows, more = tail.run(args), {}
+        rows, more = tail.run(args), {"interval": tail.INTERVAL, "notes": tail.NOTES}
     else:
-        rows, more = tree.run(args), {"interval": tree.INTERVAL, "notes": tree.NOTES}
+        bench = {"tree": tree, "allocator": allocator, "resume": resume}[args.what]
+        rows, more = bench.run(args), {"interval": bench.INTERVAL, "notes": bench.NOTES}
     command = entry.command(parser, arguments)
     entry.write_result(path, command, args.seed, rows, name=args.what, **more)
     report.print_table(report.load_result(path), Console())

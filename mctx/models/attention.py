@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from mctx.sharding import batch_axes, batch_ways
 
 NEGATIVE = -0.7 * float(jnp.finfo(jnp.float32).max)
+SPLASH_BLOCK = 128  # the kernel takes lengths that are a multiple of it
 
 
 def attention(
@@ -44,13 +49,20 @@ def attention(
 def _best(q, k, bias, causal) -> str:
     """The fused kernels take the plain causal square; everything else is XLA's."""
     plain = bias is None and causal and q.shape[1] == k.shape[1]
-    backend = jax.default_backend()
+    backend = _platform()
     # cuDNN takes no float32 and refuses some odd lengths (design: findings on libraries).
     if backend == "gpu" and plain and q.dtype == jnp.bfloat16 and q.shape[1] % 2 == 0:
         return "cudnn"
-    if backend == "tpu" and plain and q.shape[1] % 128 == 0:
+    whole = q.shape[0] % batch_ways(jax.sharding.get_abstract_mesh()) == 0
+    if backend == "tpu" and plain and whole and q.shape[1] >= SPLASH_BLOCK:
         return "splash"
     return "xla"
+
+
+def _platform() -> str:
+    """Of the mesh in whose context this is traced (it may be of another machine), else here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
 
 
 def _xla(q, k, v, bias, causal):
@@ -79,20 +91,33 @@ def _xla(q, k, v, bias, causal):
 def _splash_kernel(length: int, heads: int, interpret: bool):
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    mask = splash.MultiHeadMask([splash.CausalMask((length, length)) for _ in range(heads)])
-    # The kernel holds arrays built for its mask: made outside any trace, they stay concrete.
-    with jax.ensure_compile_time_eval():
-        return splash.make_splash_mha(
-            mask, head_shards=1, q_seq_shards=1, interpret=interpret
-        )
+    def make():
+        mask = splash.MultiHeadMask([splash.CausalMask((length, length)) for _ in range(heads)])
+        return splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
+
+    # It holds arrays built for its mask, which must be concrete. Traces and meshes (of devices
+    # that may be another machine's) are a thread's own: in a new one there are none.
+    with ThreadPoolExecutor(1) as apart:
+        return apart.submit(make).result()
 
 
 def _splash(q, k, v):
     """TPU's block-sparse kernel; off a TPU it runs interpreted, for parity tests only."""
-    groups = q.shape[2] // k.shape[2]
-    kernel = _splash_kernel(q.shape[1], q.shape[2], jax.default_backend() != "tpu")
+    groups, length = q.shape[2] // k.shape[2], q.shape[1]
+    pad = -length % SPLASH_BLOCK  # behind the last query, where nothing looks
+    kernel = _splash_kernel(length + pad, q.shape[2], _platform() != "tpu")
     scale = q.shape[-1] ** -0.5
     heads_first = [jnp.swapaxes(x, 1, 2) for x in (q * scale, k, v)]  # [B, N, T, H]
     heads_first[1:] = [jnp.repeat(x, groups, axis=1) for x in heads_first[1:]]
-    out = jax.vmap(kernel)(*heads_first)
+    heads_first = [jnp.pad(x, ((0, 0), (0, 0), (0, pad), (0, 0))) for x in heads_first]
+    out = _on_own_rows(jax.vmap(kernel))(*heads_first)[:, :, :length]
     return jnp.swapaxes(out, 1, 2).astype(q.dtype)
+
+
+def _on_own_rows(function):
+    """Runs a kernel, which XLA cannot split, on each device's rows of the batch."""
+    axes = batch_axes(jax.sharding.get_abstract_mesh())
+    if not axes:
+        return function
+    rows = PartitionSpec(axes)
+    return jax.shard_map(function, in_specs=(rows,) * 3, out_specs=rows, check_vma=False)

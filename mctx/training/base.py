@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mctx.models.base import Base, token_nll
+from mctx.models.base import token_nll
 from mctx.models.wrapped import init_part
+from mctx.sharding import whole
 from mctx.training.loop import Phase
 from mctx.training.sources import Sources, per_domain, wrapped_from
 
@@ -19,7 +20,6 @@ def phase(config, sources: Sources) -> Phase:
     model = wrapped_from(config, {})
     prefix = np.asarray(model.base.prefix, np.int32)
     length = model.base.window - len(prefix)
-    decoder = Base(model.base, jnp.dtype(config.dtype), remat=config.remat)
 
     def with_prefix(tokens):
         rows = np.broadcast_to(prefix, (tokens.shape[0], len(prefix)))
@@ -32,7 +32,7 @@ def phase(config, sources: Sources) -> Phase:
     def nll(params, tokens):  # [B, T] -> [B, T - 1]
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         # The whole window is read, its last prediction dropped: fused kernels want even lengths.
-        hidden = decoder.apply({"params": params}, tokens, positions).hidden
+        hidden = model.decoder.apply({"params": params}, tokens, positions).hidden
         return token_nll(params, hidden[:, :-1], tokens[:, 1:])
 
     def loss(params, frozen, batch, key):
@@ -40,7 +40,7 @@ def phase(config, sources: Sources) -> Phase:
         return value, {"nll": value}
 
     tokens = with_prefix(sources.held_out(length, config.eval_segments, 0, 0, slice(None)))
-    score = jax.jit(nll)
+    score = jax.jit(lambda params, tokens: whole(nll(params, tokens)))
 
     def evaluate(params, frozen):
         pieces = np.array_split(tokens, max(1, len(tokens) // config.eval_batch))

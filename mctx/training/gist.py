@@ -6,13 +6,16 @@ alone, or a layout of the real allocator), and the reconstruction of blocks from
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mctx.focus.bank import BankShape, context_of, focus_for, make_bank
 from mctx.models.base import Context, Rows
-from mctx.models.wrapped import gist_rows, init_part, read_windows, tail_nll
+from mctx.models.wrapped import Wrapped, gist_rows, init_part, read_windows, tail_nll
+from mctx.sharding import whole
 from mctx.training import shown as layouts
 from mctx.training.loop import Phase
 from mctx.training.sources import Sources, per_domain, wrapped_from
@@ -25,6 +28,30 @@ def phase(config, sources: Sources) -> Phase:
     """See `mctx.training.loop.Phase`; `config` as in experiments/configs/pico_gist.py."""
     frozen, trained = sources.load(("base",))
     model = wrapped_from(config, trained)
+    tokens = held_out(config, sources)
+    return Phase(
+        name="gist",
+        item="gistnet",
+        init=lambda key: init_part(model, "gistnet", key),
+        calibrate=lambda params, frozen: calibrated(model, frozen, params, tokens),
+        frozen=frozen,
+        config={**trained, "gist": model.gist.to_dict(), "window": model.window},
+        **reading(config, sources, model, lambda params, frozen: {**frozen, "gistnet": params}),
+    )
+
+
+def held_out(config, sources: Sources) -> np.ndarray:
+    """Histories with their continuations, [eval_segments, history + tail + 1]."""
+    length = config.history + config.tail + 1
+    return sources.held_out(length, config.eval_segments, 0, 0, slice(None))
+
+
+def reading(config, sources: Sources, model: Wrapped, join: Callable[[dict, dict], dict]) -> dict:
+    """The fields of a `Phase` that trains what is read: its batches, loss and evaluation.
+
+    Args:
+      join: (what is trained, frozen items) -> the parameters of all parts.
+    """
     shape = BankShape(model.gist, config.history // model.gist.block)
     focus = focus_for(model.gist, **config.focus)
     mixture = layouts.Mixture(tuple(config.mixture.levels), tuple(config.mixture.recent))
@@ -35,7 +62,7 @@ def phase(config, sources: Sources) -> Phase:
         return {"tokens": tokens}
 
     def loss(params, frozen, batch, key):
-        params = {**frozen, "gistnet": params}
+        params = join(params, frozen)
         history, tails = split(batch["tokens"], config.history, model.window, config.tail)
         keys = jax.random.split(key, 2)
         bank = make_bank(model, params, history)
@@ -58,25 +85,15 @@ def phase(config, sources: Sources) -> Phase:
         drawn[-1] = jnp.where(use_real, real, drawn[-1])
         return jnp.stack(drawn)
 
-    tokens = sources.held_out(length, config.eval_segments, 0, 0, slice(None))
+    tokens = held_out(config, sources)
 
     def evaluate(params, frozen):
-        nll = nll_by_level(model, shape, {**frozen, "gistnet": params}, tokens)
+        nll = nll_by_level(model, shape, join(params, frozen), tokens)
         return per_domain(
             sources.domains, lambda rows: recovered({k: v[rows] for k, v in nll.items()})
         )
 
-    return Phase(
-        name="gist",
-        item="gistnet",
-        init=lambda key: calibrated(model, frozen, init_part(model, "gistnet", key), tokens),
-        loss=loss,
-        batch=batch,
-        batch_size=config.batch_size,
-        frozen=frozen,
-        config={**trained, "gist": model.gist.to_dict(), "window": model.window},
-        evaluate=evaluate,
-    )
+    return dict(loss=loss, batch=batch, batch_size=config.batch_size, evaluate=evaluate)
 
 
 def split(tokens: jax.Array, history: int, window: int, tail: int) -> tuple[jax.Array, jax.Array]:
@@ -104,7 +121,7 @@ def calibrated(model, frozen: dict, params: dict, tokens: np.ndarray, examples: 
     if model.gist.inject != "kv":
         return params
     whole = tokens[:examples, : tokens.shape[1] // model.window * model.window]
-    rows, _ = jax.jit(lambda p, t: read_windows(model, p, t))(frozen, whole)
+    rows, _ = read_windows(model, frozen, whole)
     both = jnp.stack([rows.k, rows.v], axis=1).astype(jnp.float32)  # [L, 2, B, T, K, H]
     mean, spread = both.mean(axis=(2, 3)), both.std(axis=(2, 3))  # [L, 2, K, H]
     emit = params["rows"]
@@ -150,7 +167,7 @@ def nll_by_level(model, shape: BankShape, params: dict, tokens: np.ndarray) -> d
         bank = make_bank(model, params, history)
         shown = jnp.broadcast_to(chosen, (len(history), len(chosen)))
         context, start = context_of(shape, bank, shown)
-        return tail_nll(model, params, tail, context, start)
+        return whole(tail_nll(model, params, tail, context, start))
 
     def each(chosen):
         pieces = [slice(i, i + EVAL_BATCH) for i in range(0, len(history), EVAL_BATCH)]

@@ -18,6 +18,7 @@ import numpy as np
 from mctx.focus.bank import BankShape, complete_gists, read_history
 from mctx.models.lensnet import Nodes, utility
 from mctx.models.wrapped import Wrapped, init_part
+from mctx.sharding import whole
 from mctx.training.labels import label_history
 from mctx.training.loop import Phase
 from mctx.training.shown import node_utility
@@ -68,7 +69,7 @@ def phase(config, sources: Sources) -> Phase:
             "recency": jnp.broadcast_to(jnp.arange(candidates, dtype=jnp.float32), labels.shape),
             "random": jax.random.uniform(jax.random.key(1), labels.shape),
         }
-        return {k: captured(v, labels, config.novel) for k, v in guesses.items()}
+        return whole({k: captured(v, labels, config.novel) for k, v in guesses.items()})
 
     def evaluate(params, frozen):
         def of(rows):

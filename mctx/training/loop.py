@@ -1,18 +1,18 @@
 """The one train loop: every phase (base, gist, lens, mof) is a value that `train` runs.
 
-One compiled step over the mesh ('data', 'fsdp') with donated state; batches are made ahead by a
+One compiled step over the mesh with donated state; batches are made ahead by a
 thread and metrics are read one step late, so the device waits for neither. All that a step uses
 is a function of (seed, step): a resumed run repeats what the killed one would have done.
 """
 
 import json
 import signal
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -23,11 +23,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mctx import checkpoint, sharding
 from mctx.errors import UserError
-from mctx.telemetry import ProgressBar, Telemetry
+from mctx.flops import peak, plain_flops
+from mctx.training.reporting import NotFinite, Report, due, profiler
 from mctx.training.step import (
     Batch,
     Loss,
-    Metrics,
     Params,
     State,
     TrainSettings,
@@ -55,6 +55,7 @@ class Phase:
       config: JSON-able {item: model config}, saved with every checkpoint.
       frozen: other items by name. They are arguments of the step, never constants in it, and get
         neither gradient nor optimizer state (design: law 4).
+      calibrate: (fresh params, frozen) → params to start from; traceable by `jit`.
       evaluate: (params, frozen) → numbers, logged as 'eval/<name>'.
     """
 
@@ -66,6 +67,7 @@ class Phase:
     batch_size: int
     config: dict
     frozen: dict[str, Params] = field(default_factory=dict)
+    calibrate: Callable[[Params, dict[str, Params]], Params] | None = None
     evaluate: Callable[[Params, dict[str, Params]], dict[str, float]] | None = None
 
 
@@ -81,48 +83,49 @@ def train(phase: Phase, settings: TrainSettings, workdir: str | Path) -> Params:
     when a step is not finite (the state before that step is saved; its step is in the message).
     """
     directory = Path(workdir) / phase.name
-    mesh = sharding.mesh(settings.data, settings.fsdp)
-    _check_batch_size(phase, settings, mesh)
+    mesh = sharding.mesh(settings.data, settings.fsdp, settings.head)
+    check_batch_size(phase.batch_size, settings, mesh)
+    at_peak = partial(_seconds_at_peak, phase, settings, mesh)
     with (
         jax.set_mesh(mesh),
-        checkpoint.manager(directory, settings.keep) as manager,
-        closing(_Report(phase, settings, directory)) as report,
+        checkpoint.manager(directory, settings.keep, settings.keep_best) as manager,
+        closing(
+            Report(phase.name, phase.batch_size, settings, directory, at_peak)
+        ) as report,
         _stop_requests() as stop_requested,
     ):
-        state = _initial_state(phase, settings, mesh, manager)
         frozen = sharding.place(phase.frozen, mesh)
-        start = saved = int(state.step)
+        wanted = abstract_state(phase, settings, mesh)
+        state = _initial_state(phase, settings, wanted, frozen, manager)
+        start = int(state.step)
+        saver = _Saver(phase, settings, manager, start)
         report.begin(start, _summary(phase, state, frozen, mesh))
-
-        def save(step: int) -> None:
-            nonlocal saved
-            if step != saved:
-                train_state = {"opt_state": state.opt_state, "step": state.step}
-                checkpoint.save(manager, step, phase.item, state.params, train_state, phase.config)
-                saved = step
-
-        placed = jax.tree.map(lambda leaf: leaf.sharding, state)
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        step_fn = make_step(phase.loss, settings)
-        step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(placed, everywhere))
+        step_fn = jit_step(phase, settings, wanted, mesh)
         try:
-            with closing(_batches(phase, settings.steps, mesh, start)) as batches:
+            with (
+                closing(_batches(phase, settings.steps, mesh, start)) as batches,
+                profiler(directory, start, settings.profile) as profile,
+            ):
                 for step, batch in batches:
+                    profile(step, report.catch_up)
                     state, metrics = step_fn(state, frozen, batch, step)
                     report.step(step, metrics)
                     done, last = step + 1, step + 1 == settings.steps
-                    stop = stop_requested(done)
-                    if last or stop or _due(done, settings.save_every):
+                    stop, values = stop_requested(done) and not last, None
+                    saves = stop or last or due(done, settings.save_every)
+                    judges = not stop and (last or due(done, settings.eval_every))
+                    if saves or judges:
                         report.catch_up()  # never save, nor judge, behind an unseen failure
-                        save(done)
-                    if phase.evaluate and (last or _due(done, settings.eval_every)):
-                        report.catch_up()
-                        report.evaluation(done, phase.evaluate(state.params, frozen))
-                    if stop and not last:
+                    if judges and phase.evaluate:
+                        values = phase.evaluate(state.params, frozen)
+                        report.evaluation(done, values)
+                    if saves:
+                        saver.save(state, done, values)
+                    if stop:
                         report.note(f"told to stop: step {done} is saved")
                         raise Preempted(0)
-        except _NotFinite as failure:
-            save(failure.step)
+        except NotFinite as failure:
+            saver.save(state, failure.step)
             raise UserError(
                 f"step {failure.step} of phase '{phase.name}' is not finite ({failure}): the state "
                 f"before it is saved in {directory / str(failure.step)}; look at that batch or "
@@ -131,40 +134,108 @@ def train(phase: Phase, settings: TrainSettings, workdir: str | Path) -> Params:
         return state.params  # leaving the manager waits until what was saved is durable
 
 
-def _check_batch_size(phase: Phase, settings: TrainSettings, mesh: Mesh) -> None:
-    parts = mesh.size * settings.grad_accum
-    if phase.batch_size % parts:
+class _Saver:
+    """Writes the checkpoints of one run, each step once."""
+
+    def __init__(self, phase: Phase, settings: TrainSettings, manager, start: int):
+        self._phase, self._settings, self._manager, self._saved = phase, settings, manager, start
+
+    def save(self, state: State, step: int, values: dict[str, float] | None = None) -> None:
+        """`values` are those of an evaluation at this step, if there was one."""
+        if step != self._saved:
+            self._saved = step
+            train_state = {"opt_state": state.opt_state, "step": state.step}
+            item, config = self._phase.item, self._phase.config
+            score = _score(self._settings, values)
+            checkpoint.save(self._manager, step, item, state.params, train_state, config, score)
+
+
+def _seconds_at_peak(phase: Phase, settings: TrainSettings, mesh: Mesh) -> float | None:
+    """Of a step, if its matrix products ran at the devices' peak; None where that is not known."""
+    speed = peak(mesh.devices.flat[0].device_kind)
+    if speed is None:
+        return None
+    inputs = abstract_inputs(phase, settings, mesh)
+    return plain_flops(make_step(phase.loss, settings), *inputs) / (speed * mesh.size)
+
+
+def check_batch_size(batch_size: int, settings: TrainSettings, mesh: Mesh) -> None:
+    """Raises UserError where the devices and micro-batches cannot share a batch evenly."""
+    parts = sharding.batch_ways(mesh) * settings.grad_accum
+    if batch_size % parts:
         raise UserError(
-            f"a batch of {phase.batch_size} cannot be split over {mesh.size} device(s) × "
-            f"grad_accum={settings.grad_accum}: make it a multiple of {parts}."
+            f"a batch of {batch_size} cannot be split over {sharding.batch_ways(mesh)} device(s) "
+            f"× grad_accum={settings.grad_accum}: make it a multiple of {parts}."
         )
 
 
-def _initial_state(phase: Phase, settings: TrainSettings, mesh: Mesh, manager) -> State:
-    """The state of the latest checkpoint, or a fresh one; each leaf where it belongs."""
+def abstract_state(phase: Phase, settings: TrainSettings, mesh: Mesh) -> State:
+    """The shapes of the state, each with its place on the mesh."""
     optimizer = make_optimizer(settings)
 
     def fresh(key: jax.Array) -> State:
         params = phase.init(key)
         return State(params, optimizer.init(params), jnp.int32(0))
 
-    key = init_key(settings.seed)
-    shapes = jax.eval_shape(fresh, key)
-    where = sharding.shardings(shapes, mesh)
+    return sharding.abstract(jax.eval_shape(fresh, init_key(settings.seed)), mesh)
+
+
+def abstract_inputs(
+    phase: Phase, settings: TrainSettings, mesh: Mesh
+) -> tuple[State, dict[str, Params], Batch, jax.ShapeDtypeStruct]:
+    """What a step takes, (state, frozen, batch, step), as shapes with their places."""
+    rows = sharding.batch_sharding(mesh)
+
+    def whole(leaf) -> jax.ShapeDtypeStruct:
+        shape = (phase.batch_size, *leaf.shape[1:])
+        return jax.ShapeDtypeStruct(shape, jnp.asarray(leaf).dtype, sharding=rows)
+
+    return (
+        abstract_state(phase, settings, mesh),
+        sharding.abstract(phase.frozen, mesh),
+        jax.tree.map(whole, phase.batch(0, slice(0, 1))),
+        jax.ShapeDtypeStruct((), jnp.int32),
+    )
+
+
+def jit_step(phase: Phase, settings: TrainSettings, state: State, mesh: Mesh) -> Callable:
+    """The compiled step of a phase, whose state stays where the shapes of `state` say it lies."""
+    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    step_fn = make_step(phase.loss, settings)
+    return jax.jit(step_fn, donate_argnums=0, out_shardings=(placed, everywhere))
+
+
+def _score(settings: TrainSettings, values: dict[str, float] | None) -> float | None:
+    """What an evaluation says of a checkpoint, less is better; None where nothing does."""
+    name = settings.best.removeprefix("-")
+    if not settings.keep_best or values is None:
+        return None
+    if name not in values:
+        raise UserError(
+            f"the evaluation has no '{name}': set train.best to one of {', '.join(values)}."
+        )
+    return -float(values[name]) if settings.best.startswith("-") else float(values[name])
+
+
+def _initial_state(
+    phase: Phase, settings: TrainSettings, wanted: State, frozen: dict[str, Params], manager
+) -> State:
+    """The state of the latest checkpoint, or a fresh one; each leaf where `wanted` says."""
+    where = jax.tree.map(lambda leaf: leaf.sharding, wanted)
     step = checkpoint.latest_step(manager.directory, phase.item)
     if step is None:
-        return jax.jit(fresh, out_shardings=where)(key)
+        params = jax.jit(phase.init, out_shardings=where.params)(init_key(settings.seed))
+        if phase.calibrate:
+            params = jax.jit(phase.calibrate, out_shardings=where.params)(params, frozen)
+        start = jax.jit(make_optimizer(settings).init, out_shardings=where.opt_state)(params)
+        return State(params, start, jax.device_put(np.int32(0), where.step))
 
     if checkpoint.read_config(manager.directory, step) != json.loads(json.dumps(phase.config)):
         raise UserError(
             f"{manager.directory} was trained with another model config: go on with that one, or "
             "choose another workdir."
         )
-    wanted = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes,
-        where,
-    )
     params, train_state = checkpoint.restore_train_state(
         manager,
         step,
@@ -208,82 +279,6 @@ def _stop_requests() -> Iterator[Callable[[int], bool]]:
         yield lambda step: bool(caught)
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-class _NotFinite(Exception):
-    def __init__(self, step: int, metrics: dict[str, float]):
-        super().__init__(f"loss {metrics['loss']:g}, gradient norm {metrics['grad_norm']:g}")
-        self.step = step
-
-
-class _Report:
-    """Reads each step's metrics while the next one runs; shows them and writes them down."""
-
-    def __init__(self, phase: Phase, settings: TrainSettings, directory: Path):
-        lead = jax.process_index() == 0
-        self._telemetry = Telemetry(directory) if lead else None
-        self._bar = ProgressBar(phase.name, settings.steps, visible=lead)
-        self._batch_size, self._settings = phase.batch_size, settings
-        self._pending: tuple[int, Metrics] | None = None
-        self._since: tuple[int, float] | None = None  # step and time from which speed is measured
-
-    def begin(self, step: int, summary: str) -> None:
-        self._bar.begin(step)
-        self.note(summary)
-
-    def note(self, text: str) -> None:
-        self._bar.note(text)
-
-    def step(self, step: int, metrics: Metrics) -> None:
-        """Takes over the metrics of a step that was just started."""
-        jax.tree.map(lambda scalar: scalar.copy_to_host_async(), metrics)
-        self.catch_up()
-        self._pending = (step, metrics)
-
-    def catch_up(self) -> None:
-        """Waits for the step taken over last. Raises _NotFinite if it was not made."""
-        if self._pending is None:
-            return
-        step, metrics = self._pending
-        self._pending = None
-        metrics = {name: float(value) for name, value in metrics.items()}
-        done = step + 1
-        if metrics.pop("updates") != done:
-            raise _NotFinite(step, metrics)
-        self._bar.advance(done)
-        if done == self._settings.steps or _due(done, self._settings.log_every):
-            self._log(done, metrics)
-        elif self._since is None:
-            self._since = (done, time.perf_counter())  # the first step compiled: not counted
-
-    def evaluation(self, step: int, values: dict[str, float]) -> None:
-        values = {f"eval/{name}": float(value) for name, value in values.items()}
-        self._bar.note(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
-        self._write(step, values)
-        self._since = (step, time.perf_counter())
-
-    def close(self) -> None:
-        self._bar.close()
-        if self._telemetry:
-            self._telemetry.close()
-
-    def _log(self, step: int, metrics: dict[str, float]) -> None:
-        text, now = f"loss {metrics['loss']:.4f}", time.perf_counter()
-        if self._since and step > self._since[0]:
-            speed = (step - self._since[0]) / (now - self._since[1])
-            metrics |= {"steps_per_s": speed, "items_per_s": speed * self._batch_size}
-            text += f"  {speed:.2f} steps/s  {speed * self._batch_size:.0f} items/s"
-        self._since = (step, now)
-        self._bar.report(step, text)
-        self._write(step, metrics)
-
-    def _write(self, step: int, values: dict[str, float]) -> None:
-        if self._telemetry:
-            self._telemetry.scalars(step, values)
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
 
 
 def _summary(phase: Phase, state: State, frozen: dict[str, Params], mesh: Mesh) -> str:

@@ -21,6 +21,7 @@ from mctx.models.base import token_nll
 from mctx.models.lensnet import utility
 from mctx.models.router import route, statistics
 from mctx.models.wrapped import Wrapped, init_part, read
+from mctx.sharding import over_heads, whole
 from mctx.training.lens import bank_nodes
 from mctx.training.loop import Phase
 from mctx.training.shown import descend
@@ -59,7 +60,7 @@ def phase(config, sources: Sources) -> Phase:
 
     @jax.jit
     def score(params, frozen, tokens):
-        return loss(params, frozen, {"tokens": tokens}, None)[1]
+        return whole(loss(params, frozen, {"tokens": tokens}, None)[1])
 
     def evaluate(params, frozen):
         return scored(
@@ -117,7 +118,7 @@ def read_views(
         hidden = read(model, frozen, tail[:, :-1], positions, context).hidden
         return hidden, shown[:, : shape.blocks]
 
-    hidden, detailed = jax.lax.map(view, blocks)  # [H, B, T, D], [H, B, blocks]
+    hidden, detailed = over_heads(view, blocks)  # [H, B, T, D], [H, B, blocks]
     stats = statistics(blocks, detailed, valid).swapaxes(0, 1)
     return jax.lax.stop_gradient(Views(hidden, tail[:, 1:], query, stats))
 

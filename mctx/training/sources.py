@@ -76,4 +76,5 @@ def wrapped_from(config, trained: dict) -> Wrapped:
     given = {name: trained.get(name) or config.get(name) for name in part}
     made = {name: make(dict(given[name])) for name, make in part.items() if given[name]}
     window = trained.get("window") or config.window
-    return Wrapped(**made, window=window, dtype=config.dtype)
+    remat = config.get("remat", False)
+    return Wrapped(**made, window=window, dtype=config.dtype, remat=remat)

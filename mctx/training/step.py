@@ -32,8 +32,12 @@ class TrainSettings:
       clip: largest global norm of a gradient.
       grad_accum: micro-batches that a batch is read in.
       save_every, log_every, eval_every: steps; 0 is "only at the end".
-      keep: checkpoints kept, None for all.
-      data, fsdp: sizes of the mesh; data=-1 is every device that fsdp leaves.
+      keep: newest checkpoints kept, None for all.
+      keep_best: best ones kept besides, of those that were evaluated when they were saved.
+      best: the evaluation's number that tells the best, the least; '-name' where it is the most.
+      profile: early steps recorded in WORKDIR/<phase>/profile.
+      wandb: project of Weights & Biases to which metrics go as well.
+      data, fsdp, head: sizes of the mesh; data=-1 is every device that the others leave.
     """
 
     steps: int
@@ -50,10 +54,15 @@ class TrainSettings:
     seed: int = 0
     save_every: int = 1000
     keep: int | None = 2
+    keep_best: int = 0
+    best: str = "nll"
     log_every: int = 10
     eval_every: int = 0
+    profile: int = 0
+    wandb: str | None = None
     data: int = -1
     fsdp: int = 1
+    head: int = 1
 
 
 class State(NamedTuple):

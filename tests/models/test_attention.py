@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice
 
-from mctx.models.attention import NEGATIVE, attention
+from mctx import sharding
+from mctx.models.attention import NEGATIVE, _best, attention
 
 
 def reference(q, k, v, bias=None, causal=True):
@@ -82,14 +84,24 @@ def test_a_query_that_reads_nothing_is_finite():
     assert all(np.isfinite(x).all() for x in found)
 
 
-@pytest.mark.parametrize("kv_heads", [1, 4])
-def test_splash_equals_xla(kv_heads):
-    q, k, v = draw(128, 128, kv_heads=kv_heads, width=16)
-    found, wanted = (
-        with_gradients(lambda *args: attention(*args, implementation=name), q, k, v)  # noqa: B023
-        for name in ("splash", "xla")
-    )
+@pytest.mark.parametrize(("kv_heads", "length", "devices"), [(1, 128, 1), (4, 100, 2)])
+def test_splash_equals_xla(kv_heads, length, devices):
+    """Also padded to the kernel's block, and on each device's own rows."""
+    q, k, v = draw(length, length, kv_heads=kv_heads, width=16)
+    with jax.set_mesh(sharding.mesh(data=devices)):
+        found, wanted = (
+            with_gradients(lambda *args: attention(*args, implementation=name), q, k, v)  # noqa: B023
+            for name in ("splash", "xla")
+        )
     assert_same(found, wanted, atol=2e-5)
+
+
+def test_the_backend_is_that_of_the_mesh_if_it_can_split_the_batch():
+    tpu = AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    for devices, chosen in ((2, "splash"), (4, "xla")):
+        mesh = sharding.mesh(data=devices).abstract_mesh.update(abstract_device=tpu)
+        with jax.sharding.use_abstract_mesh(mesh):
+            assert _best(*draw(128, 128)[:2], None, True) == chosen
 
 
 def _has_gpu_for_cudnn():
@@ -111,8 +123,6 @@ def test_cudnn_equals_xla(kv_heads):
 
 
 def test_the_backend_is_chosen_for_device_and_arguments(monkeypatch):
-    from mctx.models.attention import _best
-
     q, k, _ = draw(128, 128, dtype=jnp.bfloat16)
     bias = jnp.zeros((2, 128))
     assert _best(q, k, None, True) == "xla"

@@ -238,6 +238,7 @@ def test_sigterm_saves_and_exits_0(tmp_path):
     metrics = tmp_path / "lens" / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 0
@@ -271,6 +272,29 @@ def test_evaluations_are_logged(tmp_path):
     train(phase, replace(SETTINGS, eval_every=5), tmp_path)
     found = [row["step"] for row in read_scalars(tmp_path / "lens") if "eval/bias" in row]
     assert found == [5, 8]
+
+
+def test_the_best_is_kept_a_few_steps_are_profiled_and_utilisation_is_told(tmp_path, monkeypatch):
+    # A device of known speed, at which a step would take so many seconds.
+    monkeypatch.setattr(loop, "peak", lambda kind: 1e6)
+    judged = iter((2.0, 1.0, 3.0, 4.0))
+    phase = replace(PHASE, evaluate=lambda params, frozen: {"nll": next(judged)})
+    changes = dict(keep=1, keep_best=1, save_every=2, eval_every=2, profile=2)
+    train(phase, replace(SETTINGS, **changes), tmp_path)
+    folder = tmp_path / "lens"
+    assert sorted(p.name for p in folder.iterdir() if p.name.isdigit()) == ["4", "8"]
+    assert list((folder / "profile").rglob("*.xplane.pb"))
+    row = read_scalars(folder)[-1]
+    products = 3 * 2 * ROWS * WIDTH  # of the trained layer: forward, and its kernel's gradient
+    assert row["mfu"] > 0
+    ideal = row["mfu"] / row["steps_per_s"] * 1e6 * SETTINGS.data
+    assert products / 3 <= ideal <= 20 * products + 4 * ROWS * WIDTH**2
+    with pytest.raises(UserError, match="no 'bias': set train.best to one of nll"):
+        _score_of(phase, replace(SETTINGS, **changes, best="-bias"), tmp_path / "other")
+
+
+def _score_of(phase, settings, workdir):
+    train(replace(phase, evaluate=lambda params, frozen: {"nll": 1.0}), settings, workdir)
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "wsd"])

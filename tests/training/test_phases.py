@@ -82,18 +82,23 @@ SOURCES = Sources(
 )
 
 
-def shrunk(name):
+def shrunk(name, batch_size=4):
     config = load_config(CONFIGS / f"pico_{name}.py")
-    common = {"window": 16, "dtype": "float32", "batch_size": 4, "eval_segments": 4}
+    common = {"window": 16, "dtype": "float32", "batch_size": batch_size, "eval_segments": 4}
     with config.unlocked():
         config.update(common | SMALL[name])
     return config
 
 
+def phase_of(name, batch_size=4):
+    module = importlib.import_module(f"mctx.training.{name}")
+    return module.phase(shrunk(name, batch_size), SOURCES)
+
+
 @functools.cache
 def compiled(name):
     """The phase, its first state and its compiled step."""
-    phase = importlib.import_module(f"mctx.training.{name}").phase(shrunk(name), SOURCES)
+    phase = phase_of(name)
     fresh = jax.jit(phase.init)(jax.random.key(1))
     state = State(fresh, make_optimizer(SETTINGS).init(fresh), jnp.int32(0))
     return phase, state, jax.jit(make_step(phase.loss, SETTINGS))

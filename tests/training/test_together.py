@@ -1,0 +1,95 @@
+"""Two processes of four devices train and write what one device does; stopped, one goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.bench import job, resume
+from mctx import checkpoint
+from mctx.telemetry import read_scalars
+from mctx.training.loop import train
+from mctx.tree.store import Tree
+from mctx.tree.verify import verify
+from tests import tiny
+from tests.training import test_phases, together
+from tests.training.test_phases import quick_compiles  # noqa: F401
+
+PHASES = list(test_phases.SMALL)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Folders of all phases and a tree: of two processes with four devices, and of one with one."""
+    folder = tmp_path_factory.mktemp("together")
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment |= {"DEVICES": "4", "PORT": str(resume._free_port())}
+    command = [resume.LOCAL, "2", sys.executable, "-m", "tests.training.together", folder / "two"]
+    job = subprocess.Popen(command, cwd=resume.ROOT, env=environment, start_new_session=True)
+    try:
+        together.train_all(folder / "one", together.SETTINGS, data=1)
+        together.write_tree(folder / "one" / "tree")
+        assert job.wait(900) == 0
+    finally:
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
+    return folder / "two", folder / "one"
+
+
+@pytest.mark.parametrize("name", PHASES)
+def test_every_phase_makes_the_same_steps(both, name):
+    two, one = (read_scalars(folder / name) for folder in both)
+    assert len(two) == len(one) == together.SETTINGS.steps
+    for a, b in zip(two, one, strict=True):
+        for key in ("loss", "grad_norm"):
+            np.testing.assert_allclose(a[key], b[key], rtol=1e-4, err_msg=f"{key} of {name}")
+
+
+def test_one_process_reads_what_two_have_saved(both):
+    found, alone = (checkpoint.load_items(f, ("base", "lensnet"))[0] for f in both)
+    assert all(leaf.devices() == {jax.devices()[0]} for leaf in jax.tree.leaves(found))
+    shapes = [jax.tree.map(np.shape, params) for params in (found, alone)]
+    assert shapes[0] == shapes[1]
+
+
+def test_both_wrote_one_tree(both):
+    two, one = (Tree.open(folder / "tree") for folder in both)
+    blocks = together.LENGTH // tiny.GIST.block
+    assert two.blocks == one.blocks == blocks
+    assert len({epoch for _, epoch, _, _ in two.extents(1)}) > 1  # both had a part in it
+    for level in range(1, two.spec.levels + 1):
+        every = np.arange(one.count(level))
+        np.testing.assert_allclose(
+            two.gather(level, every), one.gather(level, every), atol=1e-2
+        )
+    assert verify(str(both[0] / "tree")).problems == []
+
+
+def test_two_processes_told_to_stop_save_and_one_goes_on(tmp_path):
+    steps, workdir = 14, tmp_path / "stopped"
+    assert resume.chain(workdir, np.array([3]), (2, 1), (4, 2), steps, signal.SIGTERM) == 0
+    train(job.phase(), job.settings(steps, 4, 2), tmp_path / "whole")
+    found, wanted = (read_scalars(d / "base") for d in (workdir, tmp_path / "whole"))
+    assert [row["step"] for row in found] == list(range(1, steps + 1))
+    apart = [abs(a["loss"] - b["loss"]) for a, b in zip(found, wanted, strict=True)]
+    assert max(apart) <= 1e-5
+
+
+def test_local_sh_tells_how_it_is_used_and_passes_on_a_failure():
+    wrong = subprocess.run([resume.LOCAL, "none"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "local.sh N COMMAND" in wrong.stderr
+    script = 'if [ "$JAX_PROCESS_ID" = 1 ]; then exit 7; else sleep 60; fi'
+    done = subprocess.run([resume.LOCAL, "2", "bash", "-c", script], timeout=30)
+    assert done.returncode == 7  # and the other one was told to stop
+
+
+def test_scripts_are_shell():
+    launch = Path(resume.LOCAL).parent
+    for script in (*launch.glob("*.sh"), *launch.glob("*.sbatch")):
+        assert os.access(script, os.X_OK)
+        subprocess.run(["bash", "-n", script], check=True)
