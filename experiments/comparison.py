@@ -70,9 +70,8 @@ def compare(
     far = Scorer(opened, tree, protocol, over.reader, over.cache)
     for start in map(int, starts):
         tail = tree.tokens(start, start + protocol.tail + 1)
-        near = Scorer(
-            opened, tree.tokens(start - protocol.near, start), protocol, over.reader
-        )
+        text = tree.tokens(start - protocol.near, start)
+        near = Scorer(opened, text, protocol, over.reader, most_blocks=tree.blocks)
         far.seek(start // opened.model.gist.block)
         whole = {name: _mean(far, name, tail) for name in METHODS if name != "full"}
         # The recent window is the same behind either; full attention reads the near part only.

@@ -2,7 +2,7 @@
 
     python -m experiments.eval --workdir=DIR | --checkpoint=DIR [--step=latest]
         [--suite=NAME … | all] [--seed=S] [--out=DIR] [--json=FILE] [--smoke]
-        [--corpus=DIR | --input=SOURCE …] [--segments=N]
+        [--corpus=DIR | --input=SOURCE …] [--segments=N] [--label=TEXT]
         [--methods=NAME …] [--lengths=N …] [--budget=N] [--samples=N] [--depths=D …]
         [--haystack=SOURCE]
 
@@ -60,7 +60,7 @@ from experiments.suites.segments import (
 from experiments.tables import print_table
 from mctx import checkpoint
 from mctx.errors import UserError
-from mctx.opened import Opened, open_checkpoint
+from mctx.opened import ITEMS, Opened, open_checkpoint
 from mctx.tree.ingest import Reader
 
 SUITES: dict[str, Suite] = {"base": base.SUITE, "gists": gists.SUITE, "lens": lens.SUITE}
@@ -97,6 +97,7 @@ def flags() -> argparse.ArgumentParser:
     names = [*SUITES, *ASKING, ALL]
     add("--suite", "--suites", nargs="+", choices=names, metavar="NAME", help="what to run, or all")
     add("--segments", type=int, default=64, help="of base, gists and lens (default 64)")
+    add("--label", help="added to the names of their results, to tell texts apart: base-LABEL")
     add("--methods", nargs="+", choices=METHODS, metavar="NAME", help=", ".join(METHODS))
     add("--lengths", nargs="+", type=planning.tokens, help="tokens of history: 1536 8k 1m")
     add("--budget", type=planning.tokens, default=512, help="entries shown (default 512)")
@@ -156,7 +157,8 @@ def measure(name: str, args, opened: Opened, streams: Streams, command: str, out
         print(f"{name}: left out, the base's trained window is too short.", file=sys.stderr)
         return []
     made = []
-    for result, rows in found[0].items():
+    for suite, rows in found[0].items():
+        result = f"{suite}-{args.label}" if args.label else suite
         made.append(out / f"{result}.json")
         entry.write_result(made[-1], command, args.seed, rows, name=result, notes=found[1])
     return made
@@ -194,7 +196,7 @@ def items(directory: Path, names: Sequence[str]) -> tuple[str, ...]:
     """Checkpoint items that these suites read: all there are, for those that ask."""
     wanted = [item for name in names if name in SUITES for item in SUITES[name].items]
     if set(names) & set(ASKING):
-        have = [item for item in checkpoint.TRAINED_BY if checkpoint.holds(directory, item)]
+        have = [item for item in ITEMS if checkpoint.holds(directory, item)]
         wanted += ["base", "gistnet", *have]
     return tuple(dict.fromkeys(wanted))
 

@@ -21,9 +21,10 @@ from rich.console import Console
 
 from data.text import held_out_packages
 from experiments import comparison, entry, pictures, report, ship, toy
-from experiments.methods.focused import tokens_config
+from experiments.methods.focused import nodes_for, tokens_config
 from mctx.opened import Opened, open_checkpoint
 from mctx.runtime import Session
+from mctx.runtime.config import focus_configs
 from mctx.runtime.opening import open_tree
 from mctx.telemetry import ProgressBar, Telemetry
 
@@ -91,6 +92,9 @@ def stream(
         layouts.write(json.dumps(layout_record(session, position)) + "\n")
 
     config = dataclasses.replace(tokens_config(opened.model, protocol), every=EVERY, probe_every=8)
+    head, _ = focus_configs(opened.model, config)
+    nodes = nodes_for(head, len(tokens) // opened.model.gist.block)
+    config = dataclasses.replace(config, capacity=max(config.capacity, nodes))
     tree = open_tree(opened, workdir / "tree")
     done = tree.blocks * tree.spec.fanouts[0]
     session = Session(opened, tree, config, on_refocus=watch)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import resource
 import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from mctx.flops import flops
 from mctx.tree.store import Tree
 
 
@@ -41,18 +37,6 @@ class Cost(NamedTuple):
     host_bytes: int
     device_bytes: int | None
     tail: str
-
-
-def operations(function: Callable, static: tuple, *args: Any) -> float:
-    """Of one call `function(*static, *args)`; each shape is traced once."""
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)), args)
-    leaves, tree = jax.tree.flatten(abstract)
-    return _operations(function, static, tuple(leaves), tree)
-
-
-@functools.lru_cache(maxsize=256)
-def _operations(function, static, leaves, tree):
-    return flops(functools.partial(function, *static), *jax.tree.unflatten(tree, leaves))
 
 
 def peak_host_bytes() -> int:

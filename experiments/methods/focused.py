@@ -62,32 +62,34 @@ def shown(configure: Configure, worth: Worth = nothing):
     """A method: what a session of these settings shows under these worths of blocks."""
 
     def stand(scorer: Scorer, asked: Asked) -> Iterator[Standing]:
-        config = roomy(scorer.model, configure(scorer.model, scorer.protocol), scorer.blocks)
+        config = roomy(scorer, configure(scorer.model, scorer.protocol))
         if config is not None:
             yield scorer.focused(config, worth(scorer, asked))
 
     return stand
 
 
-def roomy(model: Wrapped, config: SessionConfig, blocks: int) -> SessionConfig | None:
-    """The settings with as many nodes as a history of `blocks` blocks needs: the coarsest cover,
-    and the siblings of every block that the budget holds. None where the cover alone, or the
-    number of heads, is past what there is.
+def roomy(scorer: Scorer, config: SessionConfig) -> SessionConfig | None:
+    """The settings with as many nodes as the scorer's histories need: the coarsest cover, and the
+    siblings of every block that the budget holds. None where the cover alone of this history, or
+    the number of heads, is past what there is.
     """
-    if config.top > model.lens.heads:
+    if config.top > scorer.model.lens.heads:
         return None
-    focus, wide = focus_configs(model, config)
-    if any(f and int(minimum_budget(f, blocks)) > f.budget for f in (focus, wide)):
+    focus, wide = focus_configs(scorer.model, config)
+    if any(f and int(minimum_budget(f, scorer.blocks)) > f.budget for f in (focus, wide)):
         return None
+    most = scorer.most_blocks
     return dataclasses.replace(
         config,
-        capacity=max(config.capacity, _nodes(focus, blocks)),
-        staging_capacity=max(config.staging_capacity, _nodes(wide, blocks) if wide else 0),
+        capacity=max(config.capacity, nodes_for(focus, most)),
+        staging_capacity=max(config.staging_capacity, nodes_for(wide, most) if wide else 0),
     )
 
 
-def _nodes(focus: FocusConfig, blocks: int) -> int:
-    """A power of two: few shapes serve many lengths."""
+def nodes_for(focus: FocusConfig, blocks: int) -> int:
+    """Of a layout of so many blocks whose budget goes to single ones, far apart; a power of two,
+    so that few shapes serve many lengths."""
     cover = int(coarsest(focus, blocks)[2].sum()) + focus.headroom
     siblings = int(np.sum(focus.children[2:-1] - 1))
     opened = min(focus.budget // focus.costs[0], blocks)

@@ -57,7 +57,7 @@ def hindsight(label: Label, crossed: bool):
     def stand(scorer: Scorer, asked: Asked) -> Iterator[Standing]:
         place = np.arange(len(asked.tail) - 1) % 2
         folds = (place == 0, place == 1) if crossed else (None,)
-        config = roomy(scorer.model, tokens_config(scorer.model, scorer.protocol), scorer.blocks)
+        config = roomy(scorer, tokens_config(scorer.model, scorer.protocol))
         candidates = considered(scorer)
         old = max(scorer.blocks - scorer.protocol.recent, 0)
         for scored in folds:

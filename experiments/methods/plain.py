@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.methods.cost import operations
 from experiments.methods.standing import Asked, Standing, empty_tail
+from mctx.flops import operations
 from mctx.models.attention import NEGATIVE
 from mctx.models.base import Context, Rows
 from mctx.models.wrapped import Wrapped, read

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from experiments.methods import cost as costs
-from experiments.methods.cost import Cost, operations
+from experiments.methods.cost import Cost
 from experiments.methods.history import History
 from experiments.methods.standing import (
     Answer,
@@ -21,6 +21,7 @@ from experiments.methods.standing import (
 )
 from experiments.methods.table import METHODS
 from mctx.errors import UserError
+from mctx.flops import operations
 from mctx.focus.layout import Layout
 from mctx.models.wrapped import init_part
 from mctx.opened import Opened
@@ -44,6 +45,8 @@ class Scorer:
       history: int32 tokens, whole blocks; or an open tree, of which the first `blocks` blocks
         (None: all) are the history.
       cache: rows of the tree's blocks, if somebody holds them already; only with a tree.
+      most_blocks: layouts have room for as many, so that scorers of longer and of shorter
+        histories run the same programs; None: the blocks of this one.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Scorer:
         reader: Reader | None = None,
         cache: BlockCache | None = None,
         blocks: int | None = None,
+        most_blocks: int | None = None,
     ):
         self.items = frozenset(opened.params)
         self.opened, self.protocol = with_gistnet(opened), protocol or Protocol()
@@ -65,6 +69,7 @@ class Scorer:
         else:
             self.history = History(self.reader, history, cache)
         self._sessions: dict[tuple, Session] = {}
+        self.most_blocks = max(most_blocks or 0, self.history.tree.blocks)
         self.seek(self.history.tree.blocks if blocks is None else blocks)
 
     def seek(self, blocks: int) -> None:
@@ -225,7 +230,7 @@ class Scorer:
 
     def _heard(self, session, scalars):
         parts = ("decide", "assemble")
-        self.spent += sum(scalars.get(f"refocus/flops_{part}", 0.0) for part in parts)
+        self.spent += sum(scalars.get(f"refocus/flops/{part}", 0.0) for part in parts)
 
     def _of_session(self, session, key) -> Standing:
         heads = np.asarray(session.tail.heads)

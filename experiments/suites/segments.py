@@ -13,6 +13,7 @@ from data.text import Document
 from mctx.errors import UserError
 from mctx.tokenizer import Tokenizer
 
+PACKAGES = 12  # that text which nobody named is shared among
 Streams = dict[str, np.ndarray]  # name of a package, folder or file -> its tokens
 
 
@@ -52,8 +53,18 @@ def source_streams(sources: Sequence[str], tokenizer: Tokenizer) -> Streams:
 
 
 def held_out_streams(checkpoint: Path, tokens: int, tokenizer: Tokenizer) -> Streams:
-    """About `tokens` tokens of this interpreter's packages that the checkpoint never saw."""
-    return document_streams(text.held_out_packages(checkpoint, tokens, tokenizer), tokenizer)
+    """At most about `tokens` tokens of this interpreter's packages that the checkpoint never saw,
+    of no package more than its share of `PACKAGES`."""
+    documents: list[Document] = []
+    count = 0
+    for _, files in text.unseen_packages(checkpoint):
+        enough = min(count + tokens // PACKAGES, tokens)
+        while count < enough and (document := next(files, None)):
+            documents.append(document)
+            count += len(tokenizer.encode(document.text))
+        if count >= tokens:
+            break
+    return document_streams(documents, tokenizer)
 
 
 def document_streams(
