@@ -1,9 +1,10 @@
 """Exports a base as a Hugging Face checkpoint, which stock Transformers loads.
 
-    python -m experiments.export_hf SRC DST [--dtype=bfloat16] [--family=llama]
+    python -m experiments.export_hf SRC DST [--dtype=bfloat16] [--family=llama] [--lora]
 
 SRC is a checkpoint directory or a training workdir. DST gets config.json, model.safetensors and
-the tokenizer where SRC has one, all of it or nothing.
+the tokenizer where SRC has one, all of it or nothing. With --lora the base's LoRA is merged into
+its weights.
 """
 
 import json
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from experiments import entry
 from mctx import checkpoint
 from mctx.errors import UserError
-from mctx.models import hf
+from mctx.models import hf, lora
 from mctx.models.base import BaseConfig
 from mctx.tokenizer import Tokenizer
 
@@ -35,18 +36,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("destination", type=Path, help="folder to make")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--family", help="model_type; default: the first that fits")
+    parser.add_argument("--lora", action="store_true", help="merge the LoRA into the weights")
     args = parser.parse_args(arguments)
     if args.destination.exists():
         raise UserError(f"{args.destination} exists: choose a new directory.")
 
-    items, configs = checkpoint.load_items(args.source, ("base",), dtype=jnp.dtype(args.dtype))
+    wanted, dtype = ("base",) + ("lora",) * args.lora, {"base": jnp.dtype(args.dtype)}
+    items, configs = checkpoint.load_items(args.source, wanted, dtype=dtype)
+    base = lora.merge(items["base"], items["lora"]["base"]) if args.lora else items["base"]
     config = BaseConfig.from_dict(configs["base"])
     tokenizer = find_tokenizer(args.source, config.vocab_size)
     parent = args.destination.resolve().parent
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent, prefix=".export-") as scratch:
         draft = Path(scratch) / "draft"
-        hf.save(draft, config, items["base"], args.family, tokenizer and tokenizer.eot_id)
+        hf.save(draft, config, base, args.family, tokenizer and tokenizer.eot_id)
         if tokenizer:
             tokenizer.save(draft)
             # Without this AutoTokenizer goes by the model's family, whose class may not fit.

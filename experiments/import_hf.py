@@ -3,12 +3,15 @@
     python -m experiments.import_hf SRC DST [--dtype=bfloat16]
 
 SRC holds config.json, safetensors and, best, tokenizer.json (families: Llama, Mistral, Qwen2,
-Qwen3, SmolLM2, SmolLM3). DST becomes a checkpoint that every command reads as its base.
+Qwen3, SmolLM2, SmolLM3). DST becomes a checkpoint that every command reads as its base; as
+WORKDIR/base it is the base of the phases that are trained in WORKDIR. With JAX_PLATFORMS=cpu no
+accelerator is asked for room.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 
 from experiments import entry
@@ -34,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.destination.exists():
         raise UserError(f"{args.destination} exists: choose a new directory.")
 
-    config, params = hf.load(args.source, args.dtype and jnp.dtype(args.dtype))
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    config, params = hf.load(args.source, args.dtype and jnp.dtype(args.dtype), lambda _: here)
     dtype = params["embed"]["embedding"].dtype
     card = CARD.format(
         name=args.source.resolve().name, parameters=count_parameters(params), dtype=dtype

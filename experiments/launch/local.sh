@@ -41,7 +41,7 @@ status=0
 while ((${#running[@]})); do
   ended='' code=0
   wait -n -p ended "${!running[@]}" || code=$?
-  [[ -n $ended ]] || continue # a signal came, and was passed on
+  [[ -n ${ended:-} ]] || continue # a signal came, was passed on, and unset it
   unset "running[$ended]"
   if ((code != 0 && status == 0)); then
     status=$code

@@ -98,6 +98,17 @@ class RMSNorm(nn.Module):
         return (x32 * scale).astype(x.dtype)
 
 
+def low_rank(module: nn.Module, name: str, x: jax.Array, out: jax.Array) -> jax.Array:
+    """`out`, of projection `name` of x, with what a LoRA grafted beside it adds, if there is one.
+
+    See `mctx.models.lora`: a is [*in, r], b is [r, *out].
+    """
+    if not module.has_variable("params", f"{name}_lora_a"):
+        return out
+    a, b = (module.get_variable("params", f"{name}_lora_{i}").astype(x.dtype) for i in "ab")
+    return out + jnp.tensordot(jnp.tensordot(x, a, a.ndim - 1), b, 1)
+
+
 class Attention(nn.Module):
     config: BaseConfig
 
@@ -106,9 +117,10 @@ class Attention(nn.Module):
         c = self.config
 
         def project(name, heads):
-            return nn.DenseGeneral(
+            dense = nn.DenseGeneral(
                 (heads, c.head_dim), use_bias=c.qkv_bias, dtype=x.dtype, name=name
-            )(x)
+            )
+            return low_rank(self, name, x, dense(x))
 
         q = project("q", c.n_heads)  # [B, T, N, H]
         k = project("k", c.n_kv_heads)  # [B, T, K, H]
@@ -126,11 +138,9 @@ class Attention(nn.Module):
         # A layer without RoPE turns by no angle: the case is a value, the path the same.
         q = rope.rotate(q, positions * has_rope, freqs)
         k = rope.rotate(k, key_positions * has_rope, freqs)
-        out = attention(q, k, v, bias=bias)
-        out = nn.DenseGeneral(c.d_model, axis=(-2, -1), use_bias=False, dtype=x.dtype, name="o")(
-            out
-        )
-        return out, own
+        seen = attention(q, k, v, bias=bias)
+        dense = nn.DenseGeneral(c.d_model, axis=(-2, -1), use_bias=False, dtype=x.dtype, name="o")
+        return low_rank(self, "o", seen, dense(seen)), own
 
 
 class Mlp(nn.Module):
@@ -138,12 +148,13 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        def dense(name, width):
-            return nn.Dense(width, use_bias=False, dtype=x.dtype, name=name)
+        def project(name, width, x):
+            dense = nn.Dense(width, use_bias=False, dtype=x.dtype, name=name)
+            return low_rank(self, name, x, dense(x))
 
-        gate = dense("gate", self.config.d_ff)(x)
-        up = dense("up", self.config.d_ff)(x)
-        return dense("down", self.config.d_model)(nn.silu(gate) * up)
+        gate = project("gate", self.config.d_ff, x)
+        up = project("up", self.config.d_ff, x)
+        return project("down", self.config.d_model, nn.silu(gate) * up)
 
 
 class Layer(nn.Module):

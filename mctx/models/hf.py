@@ -1,12 +1,11 @@
 """Hugging Face checkpoints, in and out, through one table of names (design: Base model).
 
 A checkpoint is a folder: config.json beside model.safetensors, or beside several such files and
-model.safetensors.index.json. Arrays are read and written on the host; the caller places them.
+model.safetensors.index.json. Tensors are read one by one, straight into the shards they are for.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,8 @@ from safetensors.numpy import save_file
 from mctx.errors import UserError
 from mctx.models.base import Base, BaseConfig
 from mctx.models.hf_config import read_config, write_config
+
+Place = Callable[[tuple[int, ...]], jax.sharding.Sharding]
 
 
 class Rule(NamedTuple):
@@ -70,15 +71,19 @@ def abstract_params(config: BaseConfig) -> dict:
     return jax.eval_shape(Base(config).init, jax.random.key(0), ids, ids)["params"]
 
 
-def load(directory: str | Path, dtype: Any = None) -> tuple[BaseConfig, dict]:
-    """Reads a checkpoint, one stacked parameter at a time.
+def load(
+    directory: str | Path, dtype: Any = None, place: Place | None = None
+) -> tuple[BaseConfig, dict]:
+    """Reads a checkpoint tensor by tensor: no more is held than what is returned, and one tensor.
 
     Args:
       directory: holds config.json and the safetensors.
       dtype: of the parameters; None keeps the stored one.
+      place: where each parameter is to lie, by its shape; this process keeps its own shards only.
 
     Returns:
-      The config, and the parameter tree of `Base` as NumPy arrays.
+      The config, and the parameter tree of `Base`: NumPy arrays, or arrays that lie as `place`
+      says.
 
     Raises:
       UserError: an unsupported config, or files that do not hold exactly its parameters.
@@ -86,15 +91,14 @@ def load(directory: str | Path, dtype: Any = None) -> tuple[BaseConfig, dict]:
     directory = Path(directory)
     config = read_config(directory)
     shapes = {path: leaf.shape for path, leaf in _flat(abstract_params(config)).items()}
-    with contextlib.ExitStack() as stack:
-        files = _open(directory, stack)
-        wanted = {name for path, shape in shapes.items() for name in _names(path, shape)}
-        missing = sorted(wanted - files.keys())
-        unknown = sorted(n for n in files.keys() - wanted if not n.endswith(NOT_PARAMETERS))
-        if missing or unknown:
-            what = f"lacks {missing[0]}" if missing else f"also holds {unknown[0]}"
-            raise UserError(f"{directory} {what}: its weights are not those of its config.json.")
-        flat = {path: _read(files, path, shape, dtype) for path, shape in shapes.items()}
+    files = _index(directory)
+    wanted = {name for path, shape in shapes.items() for name in _names(path, shape)}
+    missing = sorted(wanted - files.keys())
+    unknown = sorted(n for n in files.keys() - wanted if not n.endswith(NOT_PARAMETERS))
+    if missing or unknown:
+        what = f"lacks {missing[0]}" if missing else f"also holds {unknown[0]}"
+        raise UserError(f"{directory} {what}: its weights are not those of its config.json.")
+    flat = {path: _read(files, path, shape, dtype, place) for path, shape in shapes.items()}
     return config, unflatten_dict(flat, sep="/")
 
 
@@ -108,42 +112,71 @@ def _names(path: str, shape: tuple[int, ...]) -> list[str]:
     return [name.format(layer) for layer in range(shape[0])] if "{}" in name else [name]
 
 
-def _open(directory: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
-    """Tensor name -> open file; nothing is read but the headers."""
+def _index(directory: Path) -> dict[str, Path]:
+    """Tensor name -> the file that holds it; nothing is read but the headers."""
     index = directory / "model.safetensors.index.json"
+    found = {}
     try:
-        shards = {"model.safetensors"}
+        files = {"model.safetensors"}
         if index.exists():
-            shards = set(json.loads(index.read_text())["weight_map"].values())
-        handles = [
-            stack.enter_context(safe_open(directory / shard, framework="numpy"))
-            for shard in sorted(shards)
-        ]
+            files = set(json.loads(index.read_text())["weight_map"].values())
+        for file in sorted(files):
+            with safe_open(directory / file, framework="numpy") as handle:
+                found |= dict.fromkeys(handle.keys(), directory / file)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(
             f"{directory} has no whole set of safetensors: download or convert it again ({error})."
         ) from error
-    return {name: handle for handle in handles for name in handle.keys()}
+    return found
 
 
-def _read(files: dict, path: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """One of our parameters, stacked over layers where it has them."""
+def _tensor(files: dict[str, Path], name: str) -> np.ndarray:
+    # Opened anew for each: a file that stays open keeps all that was read of it in memory.
+    with safe_open(files[name], framework="numpy") as handle:
+        return handle.get_tensor(name)
+
+
+def _read(files: dict, path: str, shape: tuple[int, ...], dtype: Any, place: Place | None) -> Any:
+    """One of our parameters, stacked over layers where it has them; whole, or in its shards."""
+    if place is None:
+        whole = tuple(slice(0, size) for size in shape)
+        return _read_parts(files, path, shape, dtype, [whole])[0]
+    sharding = place(shape)
+    indices = list(sharding.addressable_devices_indices_map(shape).values())
+    distinct = list(dict.fromkeys(_bounds(index, shape) for index in indices))
+    slices = [tuple(slice(*one) for one in bounds) for bounds in distinct]
+    parts = dict(zip(distinct, _read_parts(files, path, shape, dtype, slices), strict=True))
+    return jax.make_array_from_callback(shape, sharding, lambda at: parts[_bounds(at, shape)])
+
+
+def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    return tuple(one.indices(size)[:2] for one, size in zip(index, shape, strict=True))
+
+
+def _read_parts(files: dict, path: str, shape, dtype: Any, parts: list[tuple[slice, ...]]) -> list:
+    """The wanted parts of one of our parameters; every tensor of theirs is read once."""
     names, (_, rule) = _names(path, shape), NAMES[path]
     stacked = path.startswith("layers/")
     one = shape[1:] if stacked else shape
     theirs = jax.eval_shape(rule.write, jax.ShapeDtypeStruct(one, jnp.float32)).shape
     out = None
     for layer, name in enumerate(names):
-        tensor = files[name].get_tensor(name)
+        tensor = _tensor(files, name)
         if tensor.shape != theirs:
             raise UserError(
                 f"{name} is {tensor.shape} where its config.json makes it {theirs}: "
                 "the files are of two checkpoints."
             )
         if out is None:
-            out = np.empty((len(names), *one), dtype or tensor.dtype)
-        out[layer] = rule.read(tensor, one)
-    return out if stacked else out[0]
+            sizes = [[at.stop - at.start for at in part] for part in parts]
+            out = [np.empty(size, dtype or tensor.dtype) for size in sizes]
+        ours = rule.read(tensor, one)
+        for part, own in zip(parts, out, strict=True):
+            if not stacked:
+                own[...] = ours[part]
+            elif part[0].start <= layer < part[0].stop:
+                own[layer - part[0].start] = ours[part[1:]]
+    return out
 
 
 def save(

@@ -12,6 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from mctx.errors import UserError
 from mctx.models.base import Base, BaseConfig, Context, Read, Rows, token_nll
 from mctx.models.gistnet import GistConfig, GistNet
 from mctx.models.lensnet import LensConfig, LensNet, Nodes
@@ -26,6 +27,7 @@ class Wrapped:
     Attributes:
       window: tokens of an ingest window, which the base reads on its own (design: Ingest).
       dtype: of the base's computation.
+      remat: whether a backward pass computes the base's layers again instead of keeping them.
     """
 
     base: BaseConfig
@@ -33,10 +35,11 @@ class Wrapped:
     lens: LensConfig = LensConfig()
     window: int = 512
     dtype: str = "float32"
+    remat: bool = False
 
     @functools.cached_property
     def decoder(self) -> Base:
-        return Base(self.base, dtype=jnp.dtype(self.dtype))
+        return Base(self.base, dtype=jnp.dtype(self.dtype), remat=self.remat)
 
     @functools.cached_property
     def gistnet(self) -> GistNet:
@@ -64,14 +67,23 @@ class Wrapped:
 
     @classmethod
     def from_dict(cls, values: dict, dtype: str = "float32") -> Wrapped:
-        """From a checkpoint's `config` item; parts that it lacks keep their defaults."""
-        return cls(
-            base=BaseConfig.from_dict(values["base"]),
-            gist=GistConfig.from_dict(values.get("gist", {})),
-            lens=LensConfig.from_dict(values.get("lens", {})),
-            window=values.get("window", 512),
-            dtype=dtype,
-        )
+        """From a checkpoint's `config` item; parts that it lacks keep their defaults.
+
+        Raises UserError where the base is missing, or a part has settings that it does not know.
+        """
+        try:
+            return cls(
+                base=BaseConfig.from_dict(values["base"]),
+                gist=GistConfig.from_dict(values.get("gist", {})),
+                lens=LensConfig.from_dict(values.get("lens", {})),
+                window=values.get("window", 512),
+                dtype=dtype,
+            )
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                "the checkpoint's config item does not describe a model of this version "
+                f"({error}): import or train its base again."
+            ) from error
 
 
 def read(

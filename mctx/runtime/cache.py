@@ -90,9 +90,13 @@ class BlockCache:
         return dict(zip(np.asarray(indices).tolist(), found, strict=True))
 
     def get(self, indices: np.ndarray) -> Rows:
-        """As `fetch`, in one array for keys and one for values: [n, L, K_1, K, H]."""
-        found = self.fetch(indices).values()
-        return Rows(*(np.stack(parts) for parts in zip(*found, strict=True)))
+        """As `fetch`, in one array for keys and one for values: [n, L, K_1, K, H].
+
+        A block that is asked for twice is there twice.
+        """
+        found = self.fetch(indices)
+        pairs = [found[i] for i in np.asarray(indices).tolist()]
+        return Rows(*(np.stack(parts) for parts in zip(*pairs, strict=True)))
 
     def request(self, indices: np.ndarray) -> None:
         """Asks for blocks whose windows are to be read in the background, all in one batch.

@@ -14,6 +14,8 @@ from mctx.errors import UserError
 from mctx.models import hf
 from mctx.models.base import BaseConfig, logits
 from mctx.models.wrapped import read
+from mctx.opened import open_checkpoint
+from mctx.runtime import Session, SessionConfig
 from mctx.tokenizer import Tokenizer
 from tests import tiny
 from tests.experiments import tiny_checkpoint
@@ -87,6 +89,25 @@ def test_transformers_gives_the_logits_of_the_base_that_was_exported(tmp_path):
     base = tiny.params()["base"]
     hidden = read(tiny.MODEL, {"base": base}, tokens, np.arange(tokens.shape[1])[None]).hidden
     np.testing.assert_allclose(theirs, logits(base, hidden), atol=1e-4)
+
+
+def test_a_session_runs_on_an_imported_base_alone(source, tmp_path, capsys):
+    """Its own tokenizer, no gists and no lens: what is shown is the sinks and the recent blocks."""
+    import_hf.main([str(source), str(tmp_path / "workdir" / "base")])
+    with pytest.raises(UserError, match="holds no gistnet, only base: train it"):
+        open_checkpoint(tmp_path / "workdir")
+    opened = open_checkpoint(tmp_path / "workdir", untrained=True)
+    config = SessionConfig(budget=256, recent=2, every=2)
+    session = Session(opened, tmp_path / "tree", config)
+    text = " ".join(f"word{i % 46}" for i in range(400))
+    assert session.ingest(text) == 400
+    layout = jax.tree.map(lambda x: x[0], session.layouts)
+    shown = layout.index[: layout.count][layout.shown[: layout.count]]
+    assert (layout.level[: layout.count][layout.shown[: layout.count]] == 0).all()
+    recent = np.arange(session.blocks - len(shown) + 1, session.blocks)
+    np.testing.assert_array_equal(shown, [0, *recent])
+    assert len(recent) > config.recent  # the budget is spent
+    assert session.generate("word1 word2", tokens=2)
 
 
 def test_a_checkpoint_without_tokenizer_is_imported_and_exported(tmp_path, capsys):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from mctx import sharding
 from mctx.errors import UserError
 from mctx.models import hf
 from mctx.models.base import Base, BaseConfig, Context, logits
@@ -191,6 +193,46 @@ def test_shards_are_read_like_one_file(tmp_path):
     (tmp_path / "b.safetensors").unlink()
     with pytest.raises(UserError, match="no whole set of safetensors"):
         hf.load(tmp_path)
+
+
+def many_files(directory, config):
+    """A checkpoint of random values, a file to each layer."""
+    hf.save(directory, config, random_params(config))
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    files: dict[str, dict] = {}
+    for name, tensor in tensors.items():
+        part = name.split(".")[2] if ".layers." in name else "rest"
+        files.setdefault(f"model-{part}.safetensors", {})[name] = tensor
+    for file, members in files.items():
+        save_file(members, directory / file)
+    weight_map = {name: file for file, members in files.items() for name in members}
+    index = directory / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def test_files_are_read_into_their_shards_and_never_held_twice(tmp_path):
+    config = dataclasses.replace(OURS, vocab_size=512, d_model=256, d_ff=1024)
+    size = many_files(tmp_path, config)
+    assert size > 2**23
+    mesh = sharding.mesh(data=2, fsdp=4)
+
+    def place(shape):
+        return jax.sharding.NamedSharding(mesh, sharding.shard_large(shape, mesh))
+
+    held = []
+    for where in (None, place):
+        tracemalloc.start()
+        loaded = hf.load(tmp_path, place=where)
+        held.append(tracemalloc.get_traced_memory()[1] / size)
+        tracemalloc.stop()
+        jax.tree.map(np.testing.assert_array_equal, loaded[1], random_params(config))
+    # One tensor of theirs (a tenth) is held beside ours; what is on the mesh is not counted.
+    assert max(held) < 1.4
+    gate = loaded[1]["layers"]["mlp"]["gate"]["kernel"]
+    assert gate.sharding == place(gate.shape)
+    assert {shard.data.shape for shard in gate.addressable_shards} == {(3, 256, 256)}
 
 
 def test_dtype_is_the_one_asked_for():

@@ -1,6 +1,6 @@
 """One process of a job that trains every phase and writes one tree: something to start twice.
 
-    experiments/launch/local.sh 2 python -m tests.training.together FOLDER
+    DEVICES=4 experiments/launch/local.sh 2 python -m tests.training.together FOLDER [PHASE …]
 """
 
 import sys
@@ -25,8 +25,8 @@ SETTINGS = TrainSettings(steps=3, learning_rate=1e-2, seed=7, save_every=0, log_
 LENGTH = 9 * tiny.MODEL.window + 7  # of the history
 
 
-def train_all(folder: Path, settings: TrainSettings, **mesh: int) -> None:
-    for name in test_phases.SMALL:
+def train_all(names: list[str], folder: Path, settings: TrainSettings, **mesh: int) -> None:
+    for name in names:
         phase = test_phases.phase_of(name, batch_size=ROWS)
         if name != "base":  # one evaluation tells that its results can be read
             phase = replace(phase, evaluate=None)
@@ -51,7 +51,7 @@ def main() -> None:
     processes.check_devices(8)
     jax.config.update("jax_disable_most_optimizations", True)
     sharding.LARGE = 64  # so that even these parameters are split
-    train_all(folder, SETTINGS, data=4, fsdp=2)
+    train_all(sys.argv[2:] or list(test_phases.SMALL), folder, SETTINGS, data=4, fsdp=2)
     write_tree(folder / "tree")
 
 

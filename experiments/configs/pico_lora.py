@@ -1,0 +1,44 @@
+"""LoRA for the pico base, optional: rank 4 on the attention, .84 % of the base's parameters.
+
+Command:  python -m experiments.train --config=experiments/configs/pico_lora.py \
+              --workdir=runs/pico --config.corpus=runs/corpus
+Hardware: as pico_gist.py, whose loss it takes; not run yet.
+Use:      open_checkpoint("runs/pico", lora=True), or --lora of stream and export_hf, or
+          --config.with_lora=True to train the lens on it. Without it nothing changes.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        dict(
+            phase="lora",
+            corpus=config_dict.placeholder(str),
+            domains=dict(code=0.48, books=0.48, tasks=0.04),
+            lora=dict(rank=4, targets=("q", "k", "v", "o")),
+            along=True,  # GistNet goes on learning with it, in the same item
+            window=512,
+            dtype="bfloat16",
+            history=2048,
+            tail=128,
+            blocks=4,
+            reconstruction=0.3,
+            mixture=dict(levels=(0.5, 0.25, 0.25), recent=(0, 0, 0, 4), allocator=0.5),
+            focus=dict(sink=1, recent=4, budget=512, capacity=128, max_edits=128),
+            batch_size=48,
+            eval_segments=64,
+            train=dict(
+                steps=500,
+                learning_rate=5e-4,
+                warmup=50,
+                weight_decay=0.0,
+                b2=0.98,
+                clip=1.0,
+                seed=4,
+                save_every=500,
+                log_every=50,
+                eval_every=500,
+            ),
+        )
+    )

@@ -1,0 +1,43 @@
+"""GistNet and LensNet around Qwen3-8B-Base, frozen, imported from Hugging Face.
+
+Import:   JAX_PLATFORMS=cpu python -m experiments.import_hf Qwen3-8B-Base runs/qwen3_8b/base
+Command:  python -m experiments.train --config=experiments/configs/qwen3_8b.py:gist \
+              --workdir=runs/qwen3_8b --config.corpus=runs/qwen3_8b/corpus
+          then :lens, and if wanted :mof and :lora (docs/wrap-your-own-model.md)
+Hardware: not run. Computed by `python -m experiments.aot experiments/configs/qwen3_8b.py:gist
+          experiments/configs/qwen3_8b.py:lens --topology=v5p:2x2x2`:
+Memory:   2.1 and 2.0 GiB a device for base, parameters and optimizer of gist and lens with fsdp=8;
+          from shapes; what the step needs besides is told by the command.
+Time:     a step of gist and of lens is 1,882 and 3,561 TFLOP, which
+          is 3.5 and 5.7 hours of one H100 for all steps, at .3 of its 989 TFLOP/s.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import wrapping
+
+BASE = dict(
+    vocab_size=151936,
+    d_model=4096,
+    n_layers=36,
+    n_heads=32,
+    n_kv_heads=8,
+    head_dim=128,
+    d_ff=12288,
+    rope_theta=1000000.0,
+    qk_norm=True,
+    tied=False,
+    window=32768,
+    prefix=(151643,),
+)
+
+
+def get_config(phase: str = "gist") -> ConfigDict:
+    return wrapping.config(
+        phase,
+        BASE,
+        gist=dict(width=1024, d_model=1024, d_ff=2048),
+        lens=dict(d_model=512, d_ff=1024),
+        batch_size=32,
+        fsdp=8,
+    )
