@@ -28,6 +28,7 @@ from mctx.focus.layout import (
     live_blocks,
     parent,
 )
+from mctx.focus.running import rising_order, running_count, running_max, running_sum
 
 PASSES = 3  # swaps a refocus tries: later ones skip offers that no longer fit
 
@@ -82,7 +83,6 @@ class Scored(NamedTuple):
     utility: jax.Array  # float32 [n]
     parent_utility: jax.Array  # float32 [n]
     fresh: jax.Array  # bool [n]: made by a forced collapse of this very call
-    dead: Dead
 
 
 def price(cfg: FocusConfig) -> np.ndarray:
@@ -108,7 +108,14 @@ def price_scale(cfg: FocusConfig) -> np.ndarray:
 
 
 def refocus(
-    cfg: FocusConfig, layout: Layout, utility, parent_utility, blocks, now, dead: Dead = NO_DEAD
+    cfg: FocusConfig,
+    layout: Layout,
+    utility,
+    parent_utility,
+    blocks,
+    now,
+    dead: Dead = NO_DEAD,
+    allowed=None,
 ):
     """Moves the layout one level towards what the utilities want (design: law 1 afterwards).
 
@@ -125,35 +132,43 @@ def refocus(
       blocks: complete blocks of the history, int32.
       now: number of this refocus, int32; calls that iterate within one refocus share it.
       dead: blocks that are never shown and whose nodes are not opened.
+      allowed: edits, int32; `max_edits` if none.
     Returns:
       The new layout and what was done to it.
     """
     utility, parent_utility = (jnp.asarray(u, jnp.float32) for u in (utility, parent_utility))
-    fresh = jnp.zeros(layout.level.shape, bool)
-    scored = Scored(layout, utility, parent_utility, fresh, Dead(*map(jnp.asarray, dead)))
-    scored, forced = _restore_budget(cfg, scored, blocks, now)
-    layout = scored.layout
-    offers, holds, first = _market(cfg, scored, blocks, now)
-    nothing = jnp.zeros(layout.level.shape, bool)
-    plan = Plan(
-        nothing, nothing, *room(cfg, layout), jnp.int32(min(cfg.max_edits, 2 * cfg.capacity))
-    )
-    plan = _discard_unwanted(cfg, holds, plan)
-    plan = jax.lax.fori_loop(0, PASSES, lambda _, p: _swap(cfg, offers, holds, p), plan)
-    expand = nothing.at[offers.row].set(plan.opened)
-    collapse = nothing.at[holds.row].set(plan.closed)
-    layout, _ = rebuild(cfg, layout, expand, collapse, first, now, dead)
-    expanded, collapsed = (jnp.sum(p, dtype=jnp.int32) for p in (plan.opened, plan.closed))
-    return layout, Edits(expanded, collapsed, forced, jnp.sum(entry_cost(cfg, layout)))
+    scored = Scored(layout, utility, parent_utility, jnp.zeros(layout.level.shape, bool))
+    dead = Dead(*map(jnp.asarray, dead))
+    allowed = jnp.minimum(cfg.max_edits if allowed is None else allowed, 2 * cfg.capacity)
+
+    # Rounds that restore the budget and the one that gains share one body: half the program.
+    def one_round(state):
+        scored, edits, rounds, _ = state
+        short = _is_short(cfg, scored.layout) & (rounds < cfg.levels)
+        offers, holds, first = _market(cfg, scored, blocks, now, dead)
+        chosen = _chosen(cfg, scored, offers, holds, allowed, short)
+        nothing = jnp.zeros(chosen.opened.shape, bool)
+        expand = nothing.at[offers.row].set(chosen.opened, unique_indices=True)
+        collapse = nothing.at[holds.row].set(chosen.closed, unique_indices=True)
+        scored = _apply(cfg, scored, expand, collapse, first, now, dead)
+        opened, closed = (jnp.sum(x, dtype=jnp.int32) for x in (chosen.opened, chosen.closed))
+        forced = jnp.where(short, closed, 0)
+        done = Edits(opened, closed - forced, edits.forced + forced, edits.spent)
+        return scored, done, rounds + 1, ~short
+
+    nothing = jnp.int32(0)
+    state = scored, Edits(nothing, nothing, nothing, nothing), nothing, jnp.bool_(False)
+    scored, edits, _, _ = jax.lax.while_loop(lambda state: ~state[3], one_round, state)
+    return scored.layout, edits._replace(spent=jnp.sum(entry_cost(cfg, scored.layout)))
 
 
-def _market(cfg, scored, blocks, now):
+def _market(cfg, scored, blocks, now, dead):
     """All edits open to a layout, sorted by utility per entry, and each row's set."""
     layout, utility = scored.layout, scored.utility
     n = layout.level.shape[-1]
     first = siblings(cfg, layout, blocks)
     nodes = jnp.asarray(opening(cfg)[1])
-    opens, frees, live = _entries(cfg, scored.layout, scored.dead, first)
+    opens, frees, live = _entries(cfg, layout, dead, first)
     prices = jnp.asarray(price(cfg))
     up = jnp.minimum(layout.level + 1, cfg.levels)
     pin = jnp.where(now - layout.born <= (cfg.cooldown or -1), layout.change, 0)
@@ -168,7 +183,7 @@ def _market(cfg, scored, blocks, now):
     value = jnp.where(is_set, best(scored.parent_utility), 0.0)
     # A set is kept for its best member's sake, so no expansion is lost to a collapse around it.
     hold_key = jnp.where(is_set, jnp.maximum(value / prices[up], best(key)), jnp.inf)
-    rising = jnp.argsort(hold_key)
+    rising = rising_order(hold_key)
     pinned = best(pin) > 0
     holds = Holds(
         rising,
@@ -180,7 +195,7 @@ def _market(cfg, scored, blocks, now):
         pinned[rising],
     )
     position = jnp.zeros(n + 1, jnp.int32).at[rising].set(jnp.arange(n)).at[n].set(n)
-    falling = jnp.argsort(-key)
+    falling = rising_order(-key)
     offers = Offers(
         falling,
         key[falling],
@@ -215,73 +230,51 @@ class Supply(NamedTuple):
     nodes: jax.Array
     edits: jax.Array
     lost: jax.Array
+    most: jax.Array  # entries that so many holds or fewer bring
 
 
 def _totals(chosen, entries, nodes, value):
-    """Sums over the first 1 … n chosen: entries, rows, how many (int32) and nats, [n] each."""
-    counts = jnp.stack([entries, nodes, jnp.ones_like(nodes)])
-    entries, nodes, number = jnp.cumsum(jnp.where(chosen, counts, 0), axis=-1)
-    return entries, nodes, number, jnp.cumsum(jnp.where(chosen, value, 0.0))
+    """Sums over the first 0 … n chosen: entries, rows, how many and nats, float32 [n + 1] each."""
+    what = jnp.stack([entries, nodes, jnp.ones_like(nodes)]).astype(jnp.float32)
+    what = jnp.concatenate([what, value[None]])
+    return tuple(jnp.pad(running_sum(jnp.where(chosen, what, 0.0)), ((0, 0), (1, 0))))
 
 
 def _supply(holds, victims):
     totals = _totals(victims, holds.entries, holds.nodes, holds.value)
-    return Supply(*(jnp.concatenate([jnp.zeros(1, t.dtype), t]) for t in totals))
+    # A silent set costs entries when it collapses to a shown parent, so sums may fall.
+    return Supply(*totals, running_max(totals[0]))
 
 
 def _cover(supply, entries, nodes):
     """The fewest holds that bring so many entries and rows, and whether they do; any shape."""
-    n = supply.nodes.shape[-1] - 1
-    # A silent set costs entries when it collapses to a shown parent, so sums may fall.
-    by_entries = jnp.searchsorted(jax.lax.cummax(supply.entries), entries)
-    by_nodes = jnp.searchsorted(supply.nodes, nodes)
-    taken = jnp.minimum(jnp.maximum(by_entries, by_nodes), n)
+    sums, wanted = jnp.stack([supply.most, supply.nodes]), jnp.stack([entries, nodes])
+    taken = jnp.max(jax.vmap(jnp.searchsorted)(sums, wanted), axis=0)
+    taken = jnp.minimum(taken, supply.nodes.shape[-1] - 1)
     return taken, (supply.entries[taken] >= entries) & (supply.nodes[taken] >= nodes)
 
 
-def _lists(holds, victims):
-    """Three choices of what to give up: what frees entries, what frees rows, either: [3, n].
+def _lists(cfg, holds, victims):
+    """Choices of what to give up: what frees entries, what frees rows, either: [2 or 3, n].
 
     Where siblings are silent a set may free rows and no entries: it must not be closed in
-    passing when entries are short.
+    passing when entries are short. Where all are shown, the first choice and the last are one
+    (but for sets that are dead altogether).
     """
-    frees = jnp.stack([holds.entries > 0, holds.nodes > 0])
-    return jnp.concatenate([frees, jnp.any(frees, axis=0, keepdims=True)]) & victims
+    entries, nodes = holds.entries > 0, holds.nodes > 0
+    silent = np.min(opening(cfg)[0][1:]) <= 0
+    lists = [entries, nodes, entries | nodes] if silent else [entries | nodes, nodes]
+    return jnp.stack(lists) & victims
 
 
-def _restore_budget(cfg, scored, blocks, now):
-    """Collapses until the layout fits: at most `levels` rounds, none if it fits already."""
-
-    def too_big(state):
-        scored, _, rounds = state
-        entries, nodes = room(cfg, scored.layout)
-        return ((entries < 0) | (nodes < 0)) & (rounds < cfg.levels)
-
-    def one_round(state):
-        scored, forced, rounds = state
-        entries, nodes = room(cfg, scored.layout)
-        _, holds, first = _market(cfg, scored, blocks, now)
-        lists = _lists(holds, holds.legal)
-        supply = jax.vmap(partial(_supply, holds))(lists)
-        taken, enough = jax.vmap(lambda s: _cover(s, -entries, -nodes))(supply)
-        loss = jnp.where(enough, supply.lost[jnp.arange(3), taken], jnp.inf)
-        cheapest = jnp.argmin(loss)
-        chosen = lists[cheapest] & (jnp.arange(holds.row.shape[-1]) < taken[cheapest])
-        # If no list is enough, everything goes up one level: repeated, the coarsest layout.
-        chosen = jnp.where(jnp.any(enough), chosen, holds.legal)
-        scored = _collapse_scored(cfg, scored, holds, chosen, first, now)
-        return scored, forced + jnp.sum(chosen, dtype=jnp.int32), rounds + 1
-
-    state = (scored, jnp.int32(0), jnp.int32(0))
-    scored, forced, _ = jax.lax.while_loop(too_big, one_round, state)
-    return scored, forced
+def _is_short(cfg, layout):
+    entries, nodes = room(cfg, layout)
+    return (entries < 0) | (nodes < 0)
 
 
-def _collapse_scored(cfg, scored, holds, chosen, first, now):
-    """Collapses the chosen sets and carries the scores over to the new rows."""
-    nothing = jnp.zeros(chosen.shape, bool)
-    collapse = nothing.at[holds.row].set(chosen)
-    layout, source = rebuild(cfg, scored.layout, nothing, collapse, first, now, scored.dead)
+def _apply(cfg, scored, expand, collapse, first, now, dead):
+    """Edits the layout and carries the scores over to the rows that collapses made."""
+    layout, source = rebuild(cfg, scored.layout, expand, collapse, first, now, dead)
     fresh = collapse[source]
     utility = jnp.where(fresh, scored.parent_utility[source], scored.utility[source])
     # What the next parent is worth is not known: as much per entry as the best that is.
@@ -289,64 +282,87 @@ def _collapse_scored(cfg, scored, holds, chosen, first, now):
     up = jnp.minimum(layout.level + 1, cfg.levels)
     guess = utility / prices[layout.level] * prices[up]
     parent_utility = jnp.where(fresh, guess, scored.parent_utility[source])
-    return Scored(layout, utility, parent_utility, fresh | scored.fresh[source], scored.dead)
+    return Scored(layout, utility, parent_utility, fresh | scored.fresh[source])
+
+
+def _chosen(cfg, scored, offers, holds, allowed, short):
+    """The edits that gain; or, while the layout is short of room, collapses that restore it."""
+    nothing = jnp.zeros(offers.row.shape, bool)
+    plan = Plan(nothing, nothing, *room(cfg, scored.layout), jnp.where(short, 0, allowed))
+    plan = _discard_unwanted(cfg, holds, plan)
+    # Sets that each offer beats by the hysteresis: the most it may push out.
+    reach = jnp.searchsorted(holds.key, offers.key - cfg.hysteresis)
+
+    def try_again(state):
+        plan, tries, _ = state
+        swapped = _swap(cfg, offers, holds, plan, reach, short)
+        return swapped, tries + 1, ~short & (0 < swapped.edits) & (swapped.edits < plan.edits)
+
+    state = plan, jnp.int32(0), jnp.bool_(True)
+    return jax.lax.while_loop(lambda s: s[2] & (s[1] < PASSES), try_again, state)[0]
 
 
 def _discard_unwanted(cfg, holds, plan):
     """Closes sets of negative utility, worst first, as far as edits and entries allow."""
+    one = jnp.ones_like(holds.entries)
     unwanted = holds.legal & ~holds.pinned & (holds.key < -cfg.hysteresis)
-    freed = jnp.cumsum(jnp.where(unwanted, holds.entries, 0))
-    fits = unwanted & (plan.entries + freed >= 0) & (jnp.cumsum(unwanted) <= plan.edits)
+    freed, number = running_count(jnp.where(unwanted, jnp.stack([holds.entries, one]), 0))
+    fits = unwanted & (plan.entries + freed >= 0) & (number <= plan.edits)
     position = jnp.arange(unwanted.shape[-1])
     closed = unwanted & (position <= jnp.max(jnp.where(fits, position, -1)))
     return _close(plan, holds, closed)
 
 
-def _swap(cfg, offers, holds, plan):
-    """Opens the best offers and closes the cheapest sets that make room, if that gains."""
+def _swap(cfg, offers, holds, plan, reach, short):
+    """Opens the best offers and closes the cheapest sets that make room, if that gains.
+
+    Where there is less than no room, opens none and closes the cheapest sets that restore it.
+    """
     n = offers.row.shape[-1]
     busy = jnp.zeros(n + 1, bool).at[offers.home].max(plan.opened)[:n]
     gone = jnp.append(plan.closed, False)[offers.home]
-    wanted = offers.legal & ~plan.opened & ~gone
-    lists = _lists(holds, holds.legal & ~holds.pinned & ~plan.closed & ~busy)
-    # Sets that each offer beats by the hysteresis: the most it may push out.
-    reach = jnp.searchsorted(holds.key, offers.key - cfg.hysteresis)
-    propose = partial(_best_prefix, offers, holds, plan, wanted, reach)
+    wanted = offers.legal & ~plan.opened & ~gone & ~short
+    free = ~holds.pinned & ~plan.closed & ~busy
+    lists = _lists(cfg, holds, holds.legal & (free | short))
+    propose = partial(_best_prefix, offers, holds, plan, wanted, reach, short)
     gain, opened, closed = jax.vmap(propose)(lists)
     best = jnp.argmax(gain)
-    return _open(_close(plan, holds, closed[best]), offers, opened[best])
+    # If no list is enough, everything goes up one level: repeated, the coarsest layout.
+    all_up = short & (gain[best] == -jnp.inf)
+    closed = jnp.where(all_up, holds.legal, closed[best])
+    return _open(_close(plan, holds, closed), offers, opened[best])
 
 
-def _best_prefix(offers, holds, plan, wanted, reach, victims):
+def _best_prefix(offers, holds, plan, wanted, reach, short, victims):
     """The run of best offers whose gain over the sets it pushes out is largest.
 
     Args:
       wanted: bool [n] over offers. reach: int32 [n], holds each offer may push out.
-      victims: bool [n] over holds.
+      short: no offers, but room must be made. victims: bool [n] over holds.
     Returns:
-      The gain in nats (0 if nothing gains) and the offers and holds taken, bool [n] each.
+      The gain in nats (0 if nothing gains; less if room must be made, -inf if it cannot) and the
+      offers and holds taken, bool [n] each.
     """
     position = jnp.arange(wanted.shape[-1])
     supply = _supply(holds, victims)
     # An offer that could not be met alone would only block those after it.
     alone = (
         wanted
-        & (offers.entries <= plan.entries + jax.lax.cummax(supply.entries)[reach])
+        & (offers.entries <= plan.entries + supply.most[reach])
         & (offers.nodes <= plan.nodes + supply.nodes[reach])
     )
-
     entries, nodes, number, value = _totals(alone, offers.entries, offers.nodes, offers.value)
     taken, enough = _cover(supply, entries - plan.entries, nodes - plan.nodes)
     # The worst offer beats the best set given up. So no set is closed around an open member:
     # a set's key is at least that of its members.
     affordable = number + supply.edits[taken] <= plan.edits
-    fair = alone & enough & (taken <= reach) & affordable
-    gain = jnp.where(fair, value - supply.lost[taken], 0.0)
+    fair = jnp.append(short, alone & (taken <= jnp.append(0, reach))[1:] & affordable[1:])
+    gain = jnp.where(fair & enough, value - supply.lost[taken], -jnp.inf)
     last = jnp.argmax(gain)
-    gains = gain[last] > 0
-    opened = alone & (position <= last) & gains
+    gains = short | (gain[last] > 0)
+    opened = alone & (position < last) & gains
     closed = victims & (position < taken[last]) & gains
-    return gain[last], opened, closed
+    return jnp.where(gains, gain[last], 0.0), opened, closed
 
 
 def _close(plan, holds, closed):

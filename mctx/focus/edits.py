@@ -12,6 +12,7 @@ from mctx.focus.layout import (
     parent,
     span_blocks,
 )
+from mctx.focus.running import running_count
 
 
 def opening(cfg: FocusConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -45,7 +46,7 @@ def siblings(cfg, layout, blocks):
     # LOD1 gists is as wide as they are and has to be looked for.
     ends = jnp.clip(last, 0, n - 1)
     begins = jnp.clip(first, 0, n - 1)
-    tokens = jnp.cumsum(level == 0)
+    tokens = running_count(level == 0)
     whole = (
         is_row(layout)
         & (up_level <= cfg.levels)
@@ -77,7 +78,7 @@ def rebuild(cfg, layout, expand, collapse, first, now, dead):
     closing = jnp.append(collapse, False)[first]
     children = jnp.asarray(cfg.children)
     becomes = jnp.where(closing, row == first, jnp.where(expand, children[layout.level], 1))
-    ends = jnp.cumsum(jnp.where(is_row(layout), becomes, 0))
+    ends = running_count(jnp.where(is_row(layout), becomes, 0))
     count = ends[-1]
     source = jnp.minimum(jnp.searchsorted(ends, row, side="right"), n - 1).astype(jnp.int32)
     used = row < count

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mctx.errors import UserError
+from mctx.focus.running import EXACT
 from mctx.tree.documents import live_within
 
 MAX_SPAN = 2**30  # blocks: sums of a start and a width stay inside int32
@@ -32,8 +33,11 @@ class Dead(NamedTuple):
 
     @classmethod
     def of(cls, runs: np.ndarray) -> "Dead":
-        """From runs [start, stop), rising and apart: int [r, 2]; sizes are powers of two."""
-        pad = (1 << max(len(runs) - 1, 0).bit_length()) - len(runs)
+        """From runs [start, stop), rising and apart: int [r, 2].
+
+        Sizes are 32, 512, 8192, …: programs are compiled anew only where the runs outgrow one.
+        """
+        pad = next(size for k in range(8) if (size := 2 ** (5 + 4 * k)) >= len(runs)) - len(runs)
         start, stop = np.pad(runs, ((0, pad), (0, 0)), constant_values=MAX_BLOCKS).T
         length = stop - start
         return cls(*(x.astype(np.int32) for x in (start, length, np.cumsum(length) - length)))
@@ -126,11 +130,14 @@ def live_blocks(cfg: FocusConfig, dead: Dead, level, index) -> jax.Array:
     """Blocks of node `(level, index)` that are not dead (any shape)."""
     start = start_block(cfg, level, index)
     stop = start + span_blocks(cfg, level)
-    return stop - start - (_dead_before(dead, stop) - _dead_before(dead, start))
+    before_start, before_stop = _dead_before(dead, jnp.stack([start, stop]))
+    return stop - start - (before_stop - before_start)
 
 
 def _dead_before(dead, block):
-    run = jnp.searchsorted(dead.start, block, side="right") - 1
+    # Comparing with few runs compiles and runs faster than searching among them.
+    method = "compare_all" if len(dead.start) <= 32 else "scan"
+    run = jnp.searchsorted(dead.start, block, side="right", method=method) - 1
     start, length, before = (x[jnp.maximum(run, 0)] for x in map(jnp.asarray, dead))
     return jnp.where(run < 0, 0, before + jnp.minimum(block - start, length))
 
@@ -234,6 +241,7 @@ def validate(cfg: FocusConfig, blocks: int = 0) -> None:
             >= 0,
             "sink, recent, headroom, max_edits, hysteresis and cooldown must not be negative.",
         ),
+        (max(cfg.budget, cfg.capacity) <= EXACT, "Budget and capacity must be at most 2^24."),
     ]
     for holds, sentence in wants:
         if not holds:
