@@ -80,6 +80,8 @@ def reading(config, sources: Sources, model: Wrapped, join: Callable[[dict, dict
             layouts.one_level(shape, mixture, k, b, (i + 1) * per_window)
             for i, k in enumerate(keys)
         ]
+        if not config.mixture.allocator:
+            return jnp.stack(drawn)
         real = layouts.allocated(shape, focus, real_key, b)
         use_real = jnp.arange(b)[:, None] < config.mixture.allocator * b
         drawn[-1] = jnp.where(use_real, real, drawn[-1])

@@ -63,7 +63,7 @@ def test_a_tree_is_made_continued_and_told_about(bundle, tmp_path, capsys, monke
     tree, workdir = str(tmp_path / "tree"), tmp_path / "run"
     text = tiny_checkpoint.text(44)
     (tmp_path / "in.txt").write_text(text)
-    common = [f"--checkpoint={bundle}", f"--tree={tree}", "--budget=48", f"--workdir={workdir}"]
+    common = [f"--checkpoint={bundle}", f"--tree={tree}", "--budget=40", f"--workdir={workdir}"]
     stream.main([*common, f"--input={tmp_path / 'in.txt'}"])
     ids = Tokenizer.load(bundle).encode(text)
     np.testing.assert_array_equal(Tree.open(tree).tokens(0, 44), ids)
@@ -73,7 +73,7 @@ def test_a_tree_is_made_continued_and_told_about(bundle, tmp_path, capsys, monke
 
     rows = {row["step"]: row for row in read_scalars(workdir)}
     assert set(rows) == set(range(0, 45, 4))  # a refocus a block, and the empty tree's
-    assert all(row["refocus/entries"] <= 48 for row in rows.values())
+    assert all(row["refocus/entries"] <= 40 for row in rows.values())
     assert rows[44]["stream/nll"] > 0
     layouts = (workdir / report.LAYOUTS_FILE).read_text().splitlines()
     assert [json.loads(line)["position"] for line in layouts] == sorted(rows)
@@ -85,14 +85,14 @@ def test_a_tree_is_made_continued_and_told_about(bundle, tmp_path, capsys, monke
     waiting = Tree.open(tree).length
     stream.main([*common, "--generate=1", "--prompt=w3 w4", "--stop=w5"])  # goes on inside a block
     assert Tree.open(tree).length == waiting + 4
-    with pytest.raises(UserError, match="budget=48, not 40"):
-        stream.main([*common, "--generate=1", "--budget=40"])
+    with pytest.raises(UserError, match="budget=40, not 48"):
+        stream.main([*common, "--generate=1", "--budget=48"])
 
 
 def test_standard_input_is_read_as_it_comes(bundle, tmp_path, monkeypatch, capsys):
     source = Drip(tiny_checkpoint.text(64).encode())
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=source))
-    stream.main([f"--checkpoint={bundle}", f"--tree={tmp_path}/tree", "--input=-", "--budget=48"])
+    stream.main([f"--checkpoint={bundle}", f"--tree={tmp_path}/tree", "--input=-", "--budget=40"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 9 and lines[-1].endswith("holds 64 tokens.")
 

@@ -69,6 +69,7 @@ def phase():
     with config.unlocked():
         config.update({"window": 16, "dtype": "float32", "batch_size": 4, "eval_segments": 4})
         config.update(SMALL["gist"] | {"lora": {"rank": 1, "targets": ("q", "o")}})
+        config.mixture.allocator = 0.0  # tested with phase gist; the dearest part to compile
     with pytest.raises(UserError, match="lower lora.rank"):
         training.phase(config, SOURCES)
     patched = pytest.MonkeyPatch()
