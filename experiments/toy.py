@@ -44,7 +44,7 @@ def config(phase: str, folder: Path) -> ConfigDict:
         small.history = 1024
     if phase == "lens":
         small.update(near=1024, far=512, groups=1, reach=8192)
-    return ConfigDict({**train.DEFAULTS, **small})
+    return train.over_defaults(small)
 
 
 def make(workdir: Path, console: Console) -> Path:

@@ -43,11 +43,16 @@ DEFAULTS = {
 }
 
 
+def over_defaults(given: ConfigDict) -> ConfigDict:
+    """Every setting that there is; those of `given` as it has them."""
+    config = ConfigDict(DEFAULTS)
+    config.update(given)
+    return config
+
+
 def configuration(path: Path, overrides: list[str]) -> ConfigDict:
     """The config file over the defaults, so that every setting can be overridden; then checked."""
-    config = ConfigDict(DEFAULTS)
-    config.update(entry.load_config(path))
-    config = entry.override(config, overrides)
+    config = entry.override(over_defaults(entry.load_config(path)), overrides)
     unknown = sorted(set(config.train) - set(DEFAULTS["train"]))
     if unknown:
         settings = ", ".join(DEFAULTS["train"])
