@@ -2,7 +2,8 @@
 
     python -m tests.tree.together PORT PROCESS URI TOKENS [STUCK]
 
-From piece STUCK on, the process reads no more and waits to be killed.
+From piece STUCK on, the process reads no more and waits to be killed. What it has to say is on
+lines of its own that begin with `SAYS`: libraries print to the same place, and mix their lines.
 """
 
 import sys
@@ -16,6 +17,7 @@ from tests.runtime.small import text
 from tests.tree.plain import PlainReader
 
 WINDOWS = 2
+SAYS = "together: "
 
 
 class Stuck(PlainReader):
@@ -27,9 +29,13 @@ class Stuck(PlainReader):
 
     def full_windows(self, tokens):
         if self.windows >= self._left:
-            print("stuck", flush=True)
+            say("stuck")
             time.sleep(600)
         return super().full_windows(tokens)
+
+
+def say(what) -> None:
+    print(f"\n{SAYS}{what}", flush=True)
 
 
 def main() -> None:
@@ -41,9 +47,9 @@ def main() -> None:
     tokens = text(int(count))
     try:
         added = append_together(uri, reader, tokens, "models", patience=2, windows=WINDOWS)
-        print(added, flush=True)
+        say(added)
     except UserError as error:
-        print(error, flush=True)
+        say(error)
 
 
 if __name__ == "__main__":
