@@ -75,18 +75,28 @@ def held_out_packages(
     Raises:
       UserError: the directory lacks these files, or this interpreter has too few unseen packages.
     """
-    documents, count = [], 0
-    for _, files in unseen_packages(checkpoint):
-        enough = minimum_tokens if per_package is None else count + per_package
-        while count < enough and (document := next(files, None)):
-            documents.append(document)
-            count += len(tokenizer.encode(document.text))
-            if count >= minimum_tokens:
-                return documents
+    documents, count = unseen_documents(checkpoint, minimum_tokens, tokenizer, per_package)
+    if count >= minimum_tokens:
+        return documents
     raise UserError(
         f"This interpreter has only {count} tokens of packages that {checkpoint} has never seen; "
         f"install more packages, or ask for fewer than {minimum_tokens} tokens."
     )
+
+
+def unseen_documents(
+    checkpoint: str | Path, tokens: int, tokenizer: Tokenizer, per_package: int | None = None
+) -> tuple[list[Document], int]:
+    """As `held_out_packages`, or all that there is, and how many tokens that is."""
+    documents, count = [], 0
+    for _, files in unseen_packages(checkpoint):
+        enough = tokens if per_package is None else min(tokens, count + per_package)
+        while count < enough and (document := next(files, None)):
+            documents.append(document)
+            count += len(tokenizer.encode(document.text))
+        if count >= tokens:
+            break
+    return documents, count
 
 
 def unseen_packages(checkpoint: str | Path) -> Iterator[tuple[str, Iterator[Document]]]:

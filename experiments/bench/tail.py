@@ -8,16 +8,13 @@ import dataclasses
 import itertools
 import time
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.methods import Protocol
 from experiments.methods.focused import tokens_config
 from experiments.statistics import interval, ratio
+from experiments.suites.base import tail_of_base
 from experiments.suites.texts import Stream, streams
-from mctx.models.base import token_nll
-from mctx.models.wrapped import read
 from mctx.opened import Opened, open_checkpoint
 from mctx.runtime import Session, SessionConfig
 from mctx.telemetry import ProgressBar
@@ -83,23 +80,14 @@ def segments(
 
 def bounds(opened: Opened, tokens: np.ndarray) -> dict[str, float]:
     """NLL of the last tokens behind the recent ones alone, and behind all."""
-    none, full = tokens[-SCORED - RECENT :], tokens
-    return {"none": _plain(opened, none), "full": _plain(opened, full)}
+    behind = {"none": tokens[-SCORED - RECENT :], "full": tokens}
+    base, tail = opened.params["base"], SCORED + 1
+    return {
+        name: float(tail_of_base(opened.model, tail, base, some[None]).mean())
+        for name, some in behind.items()
+    }
 
 
-def _plain(opened, tokens):
-    prefix = np.asarray(opened.model.base.prefix, np.int32)
-    nll = _read(opened.model, opened.params, np.concatenate([prefix, tokens])[None])
-    return float(nll[-SCORED:].mean())
-
-
-def _plain_nll(model, params, tokens):
-    positions = jnp.arange(tokens.shape[1])[None]
-    hidden = read(model, params, tokens, positions).hidden
-    return token_nll(params["base"], hidden[:, :-1], tokens[:, 1:])[0]
-
-
-_read = jax.jit(_plain_nll, static_argnums=0)
 _names = itertools.count()
 
 

@@ -4,12 +4,13 @@ Import:   JAX_PLATFORMS=cpu python -m experiments.import_hf Llama-3.2-1B runs/ll
 Command:  python -m experiments.train --config=experiments/configs/llama32_1b.py:gist \
               --workdir=runs/llama32_1b --config.corpus=runs/llama32_1b/corpus
           then :lens, and if wanted :mof and :lora (docs/wrap-your-own-model.md)
-Hardware: not run. Computed by `python -m experiments.aot experiments/configs/llama32_1b.py:gist
-          experiments/configs/llama32_1b.py:lens --topology=v5e:2x4`:
+Hardware: not run, and not compiled for a TPU to its end. What a device needs in all is told by
+          `python -m experiments.aot experiments/configs/llama32_1b.py:gist
+          experiments/configs/llama32_1b.py:lens --topology=v5e:2x4`.
 Memory:   2.7 and 2.5 GiB a device for base, parameters and optimizer of gist and lens;
-          from shapes; what the step needs besides is told by the command.
-Time:     a step of gist and of lens is 298 and 531 TFLOP, which
-          is 33 and 51 minutes of one H100 for all steps, at .3 of its 989 TFLOP/s.
+          summed from their shapes; activations come on top.
+Time:     a step of gist and of lens is 298 and 531 TFLOP as traced, which
+          would be 33 and 51 minutes of one H100 for all steps, at .3 of its 989 TFLOP/s.
 """
 
 from ml_collections import ConfigDict

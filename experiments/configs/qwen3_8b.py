@@ -4,12 +4,13 @@ Import:   JAX_PLATFORMS=cpu python -m experiments.import_hf Qwen3-8B-Base runs/q
 Command:  python -m experiments.train --config=experiments/configs/qwen3_8b.py:gist \
               --workdir=runs/qwen3_8b --config.corpus=runs/qwen3_8b/corpus
           then :lens, and if wanted :mof and :lora (docs/wrap-your-own-model.md)
-Hardware: not run. Computed by `python -m experiments.aot experiments/configs/qwen3_8b.py:gist
-          experiments/configs/qwen3_8b.py:lens --topology=v5p:2x2x2`:
+Hardware: not run. Its gist step was compiled for a v5e 16x16 with fsdp 16 and a batch of 256, where
+          it takes 5.0 GiB a device: `python -m experiments.aot experiments/configs/qwen3_8b.py:gist
+          --topology=v5e:16x16 --config.train.fsdp=16 --config.batch_size=256`.
 Memory:   2.1 and 2.0 GiB a device for base, parameters and optimizer of gist and lens with fsdp=8;
-          from shapes; what the step needs besides is told by the command.
-Time:     a step of gist and of lens is 1,882 and 3,561 TFLOP, which
-          is 3.5 and 5.7 hours of one H100 for all steps, at .3 of its 989 TFLOP/s.
+          summed from their shapes; activations come on top.
+Time:     a step of gist and of lens is 1,882 and 3,561 TFLOP as traced, which
+          would be 3.5 and 5.7 hours of one H100 for all steps, at .3 of its 989 TFLOP/s.
 """
 
 from ml_collections import ConfigDict

@@ -4,11 +4,11 @@ Import:   JAX_PLATFORMS=cpu python -m experiments.import_hf SmolLM2-135M runs/sm
 Command:  python -m experiments.train --config=experiments/configs/smollm2_135m.py:gist \
               --workdir=runs/smollm2_135m --config.corpus=runs/smollm2_135m/corpus
           then :lens, and if wanted :mof and :lora (docs/wrap-your-own-model.md)
-Hardware: not run. Computed by `python -m experiments.aot experiments/configs/smollm2_135m.py:gist
+Hardware: not run. Compiled by `python -m experiments.aot experiments/configs/smollm2_135m.py:gist
           experiments/configs/smollm2_135m.py:lens --topology=v5e:2x4`:
 Memory:   3.2 GiB a device for gist, 4.0 for lens on 8 TPU v5e (fits 16).
-Time:     a step of gist and of lens is 44 and 72 TFLOP, which
-          is 5 and 7 minutes of one H100 for all steps, at .3 of its 989 TFLOP/s.
+Time:     a step of gist and of lens is 44 and 72 TFLOP as traced, which
+          would be 5 and 7 minutes of one H100 for all steps, at .3 of its 989 TFLOP/s.
 """
 
 from ml_collections import ConfigDict

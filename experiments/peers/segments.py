@@ -15,36 +15,22 @@ seed, command  what drew the segments
 """
 
 import argparse
-import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from experiments import entry, export_hf
+from experiments.suites.base import tail_of_base
 from experiments.suites.rows import in_batches
 from experiments.suites.segments import cut, held_out_streams, source_streams
 from mctx.errors import UserError
-from mctx.models.base import token_nll
-from mctx.models.wrapped import Wrapped, read
+from mctx.models.wrapped import Wrapped
 from mctx.opened import Opened, open_checkpoint
 
 HELD_OUT = 400_000  # tokens of packages to draw from
 FILE = "segments.npz"
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def tail_of_base(model: Wrapped, tail: int, base: dict, tokens: jax.Array) -> jax.Array:
-    """The plain base over prefix and segments [B, T]: NLL of the last `tail - 1`, [B, tail - 1]."""
-    prefix = np.broadcast_to(
-        np.asarray(model.base.prefix, np.int32), (len(tokens), len(model.base.prefix))
-    )
-    entries = jax.numpy.concatenate([prefix, tokens], axis=1)
-    positions = jax.numpy.broadcast_to(jax.numpy.arange(entries.shape[1]), entries.shape)
-    hidden = read(model, {"base": base}, entries, positions).hidden
-    return token_nll(base, hidden[:, -tail:-1], tokens[:, 1 - tail :])
 
 
 def check(args: argparse.Namespace, model: Wrapped) -> None:

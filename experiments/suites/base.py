@@ -1,5 +1,7 @@
 """NLL of the plain base by position in its trained window: what context is worth to it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +41,17 @@ def measure(model: Wrapped, params: dict, tokens: np.ndarray, seed: int) -> dict
     found = buckets(tokens.shape[1])
     rows = [nll_row(f"position {a:,}–{b:,}", nll[:, a:b].mean(axis=1), seed) for a, b in found]
     return {"base": [*rows, nll_row("all positions", nll.mean(axis=1), seed)]}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def tail_of_base(model: Wrapped, tail: int, base: dict, tokens: jax.Array) -> jax.Array:
+    """The plain base over prefix and segments [B, T]: NLL of the last `tail - 1`, [B, tail - 1]."""
+    prefix = jnp.asarray(model.base.prefix, jnp.int32)
+    prefix = jnp.broadcast_to(prefix, (len(tokens), len(prefix)))
+    entries = jnp.concatenate([prefix, tokens], axis=1)
+    positions = jnp.broadcast_to(jnp.arange(entries.shape[1]), entries.shape)
+    hidden = read(model, {"base": base}, entries, positions).hidden
+    return token_nll(base, hidden[:, -tail:-1], tokens[:, 1 - tail :])
 
 
 SUITE = Suite(("base",), length, measure)

@@ -55,15 +55,8 @@ def source_streams(sources: Sequence[str], tokenizer: Tokenizer) -> Streams:
 def held_out_streams(checkpoint: Path, tokens: int, tokenizer: Tokenizer) -> Streams:
     """At most about `tokens` tokens of this interpreter's packages that the checkpoint never saw,
     of no package more than its share of `PACKAGES`."""
-    documents: list[Document] = []
-    count = 0
-    for _, files in text.unseen_packages(checkpoint):
-        enough = min(count + tokens // PACKAGES, tokens)
-        while count < enough and (document := next(files, None)):
-            documents.append(document)
-            count += len(tokenizer.encode(document.text))
-        if count >= tokens:
-            break
+    share = tokens // PACKAGES
+    documents, _ = text.unseen_documents(checkpoint, tokens, tokenizer, share)
     return document_streams(documents, tokenizer)
 
 

@@ -10,12 +10,11 @@ import numpy as np
 
 from data import minhash, pieces, text
 from data.text import Document
-from experiments.suites.segments import document_streams
+from experiments.suites.segments import PACKAGES, document_streams
 from mctx.errors import UserError
 from mctx.tokenizer import Tokenizer
 
 HELD_OUT = "held-out"  # the source that is packages of this Python never trained on
-GROUPS = 12  # packages that are taken of it
 
 
 class Stream(NamedTuple):
@@ -78,7 +77,7 @@ def held_out(checkpoint: Path, tokenizer: Tokenizer, least: int, most: int) -> l
                 break
         if count >= least:
             found += by_group(HELD_OUT, documents, tokenizer, least, most)
-        if len(found) == GROUPS:
+        if len(found) == PACKAGES:
             break
     return found
 

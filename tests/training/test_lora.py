@@ -16,9 +16,7 @@ from mctx.training import lora as training
 from mctx.training.step import State, make_optimizer, make_step
 from tests import tiny
 from tests.experiments import tiny_checkpoint
-from tests.training.test_phases import CONFIGS, SETTINGS, SMALL, SOURCES, load, quick_compiles
-
-__all__ = ["quick_compiles"]  # an autouse fixture
+from tests.training.test_phases import CONFIGS, SETTINGS, SMALL, SOURCES, load
 
 ALL = lora.LoraConfig(rank=2, targets=tuple(lora.PROJECTIONS))
 

@@ -49,15 +49,6 @@ SMALL = {  # what the shipped configs are shrunk to; all else is as shipped
 SETTINGS = TrainSettings(steps=4, learning_rate=1e-2, seed=7)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiles():
-    """Compiling is all that these tests cost."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def corpus(seed):
     rng = np.random.default_rng(seed)
     tokens = rng.integers(1, tiny.BASE.vocab_size, 2000).astype(np.uint16)
