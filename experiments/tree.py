@@ -5,7 +5,7 @@
     python -m experiments.tree delete   URI --checkpoint=DIR --name=NAME
     python -m experiments.tree stats    URI
     python -m experiments.tree verify   URI [--checkpoint=DIR]
-    python -m experiments.tree compact  URI
+    python -m experiments.tree compact  URI [--least=SHARE] [--grace=SECONDS]
     python -m experiments.tree rebuild  URI --checkpoint=DIR
     python -m experiments.tree export   URI --output=PATH [--checkpoint=DIR]
 
@@ -16,6 +16,10 @@ one commit. Text is committed as it is read, so an append that was interrupted h
 Tokens short of a block at the end of a text are not stored.
 
 `rebuild` makes all gists anew by the models of another checkpoint; interrupted, it goes on.
+`compact` copies what is in use out of epochs of which more than --least is waste (0: all that
+have any) and deletes what was retired --grace seconds ago or earlier: until then readers of an
+older state are not disturbed. With --grace=0 the room is given back at once, and readers that hold
+a replaced document are told to refresh.
 `export` writes text to a .txt, else tokens and gists as NumPy arrays to a folder.
 `verify` ends with status 2 where something is wrong. --json prints one object, for scripts.
 
@@ -42,7 +46,7 @@ from experiments import entry
 from mctx.errors import UserError
 from mctx.opened import Opened, open_checkpoint
 from mctx.tokenizer import Tokenizer
-from mctx.tree.compact import compact
+from mctx.tree.compact import GRACE, compact
 from mctx.tree.hosts import append_together
 from mctx.tree.ingest import Ingest, Reader, tree_spec
 from mctx.tree.mirror import MirrorConfig
@@ -103,9 +107,11 @@ def check(args) -> dict:
 
 
 def pack(args) -> dict:
+    if not (0 <= args.least < 1 and args.grace >= 0):
+        raise UserError("--least is a share from 0 to below 1, --grace a number of seconds from 0.")
     with Tree.open(args.uri, "w", bulk=True, mirror=NO_MIRROR) as tree:
         with _bar(args, "bytes") as tell:
-            return compact(tree, progress=tell)._asdict()
+            return compact(tree, args.least, args.grace, tell)._asdict()
 
 
 def remake(args) -> dict:
@@ -313,6 +319,8 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--as-documents", action="store_true", help="each text can be replaced")
     parser.add_argument("--name", help="of the document to delete")
     parser.add_argument("--output", type=Path, help="a .txt, or a folder to make")
+    parser.add_argument("--least", type=float, default=0.0, help="compact: waste of an epoch")
+    parser.add_argument("--grace", type=float, default=GRACE, help="compact: seconds")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="of a job of many processes")
     parser.add_argument("--processes", type=int, help="of the job")

@@ -12,6 +12,8 @@ bfloat16. (float16 would keep three bits more but overflows at 65,504, and the m
 bfloat16 anyway.) In numpy: `array[i].view(ml_dtypes.bfloat16)`.
 """
 
+import contextlib
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +24,7 @@ import numpy as np
 import tensorstore as ts
 
 from mctx.tree.extents import Extent
-from mctx.tree.head import TreeError, TreeSpec, explained
+from mctx.tree.head import TreeError, TreeSpec, epoch_folder, explained
 
 # Arrays are sized once and for all: a resize and the write after it can be seen half done.
 ROWS = 2**40
@@ -33,8 +35,11 @@ ROWS = 2**40
 # file that is synced costs a few milliseconds, so then fewer and larger ones are faster.
 SHARD_BYTES = 2**20
 CHUNK_BYTES = 2**15
-BULK_SHARD_BYTES, BULK_CHUNK_BYTES = 2**23, 2**16
+# Levels above the first are small, and would rewrite a large shard with every commit.
+# Reading a chunk has a price beside that of its bytes, so there the chunks are larger, too.
+BULK_SHARD_BYTES, BULK_CHUNK_BYTES, BULK_LEVEL = 2**23, 2**18, 1
 
+LARGEST_BUFFER = 2**25 - 2**16  # bytes; glibc learns nothing from 2**25
 FEW_RUNS = 8  # of neighbouring pages, that are read as so many ranges
 
 # One context for the process: `memory://` trees live in it, file writes are synced to disk, and
@@ -82,7 +87,7 @@ def row_bytes(spec: TreeSpec, level: int) -> int:
 
 def array_folder(level: int, epoch: int) -> str:
     """Where one epoch's array of a level lies inside the tree's folder."""
-    return f"epoch-{epoch:08d}/{f'lod{level}' if level else 'tokens'}/"
+    return f"{epoch_folder(epoch)}{f'lod{level}' if level else 'tokens'}/"
 
 
 class Arrays:
@@ -95,7 +100,9 @@ class Arrays:
         self.uri = uri
         self.spec = spec
         self._kvstore = kvstore
-        self._bulk = bulk
+        self.bulk = bulk
+        if bulk:
+            keep_freed_memory()
         self._open: dict[tuple[int, int], ts.TensorStore] = {}
 
     def write(self, level: int, epoch: int, row: int, *parts: np.ndarray) -> Callable[[], None]:
@@ -107,7 +114,7 @@ class Arrays:
         for values in parts:
             rows = self._array(level, epoch, create=True)[row : row + len(values)]
             # Copied by this thread, unless told that it need not be: whole chunks, then.
-            how = {"can_reference_source_data_indefinitely": self._bulk}
+            how = {"can_reference_source_data_indefinitely": self.bulk}
             futures.append(rows.write(values, **how))
             row += len(values)
 
@@ -117,6 +124,10 @@ class Arrays:
                     future.result()
 
         return wait
+
+    def shard_rows(self, level: int) -> int:
+        """Rows of a file of the arrays that are made here."""
+        return _sizes(self.spec, level, self.bulk)[0]
 
     def read_parts(self, level: int, parts: Sequence[Extent]) -> list[np.ndarray]:
         """The rows of every part, all read at once; their logical rows are named in an error."""
@@ -197,24 +208,53 @@ class Arrays:
             "if a file is damaged, restore it from a copy"
         )
 
+    def create(self, epoch: int, levels: Sequence[int]) -> None:
+        """Makes the arrays of levels that an epoch's writer begins to write, all at once."""
+        wanted = [level for level in levels if (level, epoch) not in self._open]
+        opening = [self._begin_to_open(level, epoch, create=True) for level in wanted]
+        for level, future in zip(wanted, opening, strict=True):
+            self._opened(level, epoch, future)
+        if wanted:
+            self._sync_folders(epoch)
+
     def _array(self, level: int, epoch: int, create: bool = False) -> ts.TensorStore:
         """An epoch's array; only the epoch's writer creates it, with its first row."""
         if (level, epoch) not in self._open:
-            folder = array_folder(level, epoch)
-            spec = {
-                "driver": "zarr3",
-                "kvstore": (self._kvstore / folder).spec().to_json(),
-                # Without these two a lost file reads as zeros.
-                "fill_missing_data_reads": False,
-                "store_data_equal_to_fill_value": True,
-            }
             if create:
-                spec["metadata"] = _metadata(self.spec, level, self._bulk)
-            with explained(f"{folder} of {self.uri} cannot be opened"):
-                array = ts.open(spec, open=True, create=create, context=_CONTEXT).result()
-            self._check(array, level, folder)
-            self._open[level, epoch] = array
+                self.create(epoch, [level])
+            else:
+                self._opened(level, epoch, self._begin_to_open(level, epoch, create=False))
         return self._open[level, epoch]
+
+    def _begin_to_open(self, level: int, epoch: int, create: bool) -> ts.Future:
+        spec = {
+            "driver": "zarr3",
+            "kvstore": (self._kvstore / array_folder(level, epoch)).spec().to_json(),
+            # Without these two a lost file reads as zeros.
+            "fill_missing_data_reads": False,
+            "store_data_equal_to_fill_value": True,
+        }
+        if create:
+            spec["metadata"] = _metadata(self.spec, level, self.bulk)
+        return ts.open(spec, open=True, create=create, context=_CONTEXT)
+
+    def _opened(self, level: int, epoch: int, opening: ts.Future) -> None:
+        folder = array_folder(level, epoch)
+        with explained(f"{folder} of {self.uri} cannot be opened"):
+            array = opening.result()
+        self._check(array, level, folder)
+        self._open[level, epoch] = array
+
+    def _sync_folders(self, epoch: int) -> None:
+        """Makes new folders of files last, too: TensorStore syncs the folder of each file only."""
+        store = self._kvstore.spec().to_json()
+        if store["driver"] != "file":
+            return
+        tree = Path(store["path"])
+        with explained(f"{epoch_folder(epoch)} of {self.uri} cannot be written"):
+            sync_folder(tree / epoch_folder(epoch))
+            with contextlib.suppress(PermissionError):  # it may be another's, and not to be read
+                sync_folder(tree.parent)
 
     def _check(self, array: ts.TensorStore, level: int, folder: str) -> None:
         """The size of shards is the writer's choice; all else follows from the tree's spec."""
@@ -226,10 +266,18 @@ class Arrays:
             )
 
 
+def _sizes(spec: TreeSpec, level: int, bulk: bool) -> tuple[int, int]:
+    """Rows of a shard and of a chunk in the arrays that are made here."""
+    sizes = SHARD_BYTES, CHUNK_BYTES
+    if bulk and level <= BULK_LEVEL:
+        sizes = BULK_SHARD_BYTES, BULK_CHUNK_BYTES
+    shard, chunk = (rows_in(size, spec, level) for size in sizes)
+    return shard, chunk
+
+
 def _metadata(spec: TreeSpec, level: int, bulk: bool) -> dict:
     shape = row_shape(spec, level)
-    sizes = (BULK_SHARD_BYTES, BULK_CHUNK_BYTES) if bulk else (SHARD_BYTES, CHUNK_BYTES)
-    shard, chunk = (rows_in(size, spec, level) for size in sizes)
+    shard, chunk = _sizes(spec, level, bulk)
     little_endian = {"name": "bytes", "configuration": {"endian": "little"}}
     checked = [little_endian, {"name": "crc32c"}]
     sharding = {"chunk_shape": [chunk, *shape], "codecs": checked, "index_codecs": checked}
@@ -246,6 +294,25 @@ def _metadata(spec: TreeSpec, level: int, bulk: bool) -> dict:
 def rows_in(size: int, spec: TreeSpec, level: int) -> int:
     """The largest power of two of rows within `size` bytes, so that chunks divide shards."""
     return 1 << max(0, (size // row_bytes(spec, level)).bit_length() - 1)
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Lets buffers as large as files be used again, for who reads or writes many of them.
+
+    glibc gives freed memory back at once, and the system hands it out again zeroed, page by page,
+    until the first time that as large a piece has been freed. This one is freed, and never touched.
+    """
+    np.empty(LARGEST_BUFFER, np.uint8)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes the entries of a folder survive a power cut."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def has_remains(kvstore: ts.KvStore, uri: str) -> bool:

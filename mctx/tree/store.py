@@ -12,8 +12,8 @@ ever readable, because a writer's rows go to its own epoch's arrays and only HEA
 of the tree. A commit waits until its rows are stored, then replaces HEAD atomically. Nothing that
 can be read is ever overwritten: a replacement is new rows and another list of extents.
 
-Reading: mctx/tree/view.py; arrays: arrays.py; HEAD: head.py; what is staged: state.py; documents:
-documents.py and editing.py; compaction: compact.py.
+Reading: mctx/tree/view.py; arrays: arrays.py; HEAD: head.py; what is staged: state.py; writing it:
+ahead.py; documents: documents.py and editing.py; compaction: compact.py.
 """
 
 import functools
@@ -27,10 +27,11 @@ import tensorstore as ts
 
 from mctx.tree import arrays as stored
 from mctx.tree import checks
+from mctx.tree.ahead import Ahead, Wait
 from mctx.tree.arrays import Arrays
 from mctx.tree.background import Background
 from mctx.tree.documents import Documents
-from mctx.tree.extents import Extent, Extents, first_rows
+from mctx.tree.extents import Extents, first_rows
 from mctx.tree.head import Head, HeadRecord, TreeError, TreeSpec
 from mctx.tree.mirror import MirrorConfig
 from mctx.tree.state import Change, State
@@ -72,6 +73,7 @@ class Tree(View):
         taken: how many epochs up to the head's are this writer's.
         """
         self._generation, self._taken = generation, taken
+        self._ahead = Ahead(self._arrays)
         writes = generation is not None
         self._state = State.at(head, [0] * (head.spec.levels + 1) if writes else None)
 
@@ -114,7 +116,8 @@ class Tree(View):
         'w' takes the tree over: an older writer is refused at its next commit. `fingerprint`, if
         given, must be the one that the tree was created with. `epochs`: how many to take, the
         last for this handle and those before it for writers whose rows it will `adopt`. `bulk`:
-        large commits are expected, and small ones may be slow. `mirror`: how much of the gists to
+        much is expected at once: files are large and are written as soon as enough was appended
+        to fill them, and small commits may be slow. `mirror`: how much of the gists to
         hold in memory. TreeError when there is no tree, or a damaged one, or one of a newer format
         or of other models.
         """
@@ -223,6 +226,8 @@ class Tree(View):
         with self._lock:
             wanted = checks.changes(self.uri, self._state, changes)
             self._state = self._state.staged(wanted, documents)
+            if self._arrays.bulk:
+                self._ahead.begin(self._state)
 
     def adopt(self, level: int, epoch: int, row: int, length: int) -> None:
         """Add rows that another process has stored in an epoch that this handle took for it."""
@@ -240,10 +245,6 @@ class Tree(View):
         with self._lock:
             checks.changes(self.uri, self._state, [Change(level, start, length, None)])
             self._state = self._state.placed(level, start, epoch, row, length)
-
-    def read_parts(self, level: int, parts: list[Extent]) -> list[np.ndarray]:
-        """Committed rows by their addresses, as stored; nothing of them is kept."""
-        return self._arrays.read_parts(level, parts)
 
     def store(self, level: int, rows: np.ndarray) -> int:
         """Store rows, given as stored, without keeping them in memory; returns the first's row.
@@ -269,28 +270,27 @@ class Tree(View):
         """
         self._check_writable()
         self.settle()
-        with self._lock:
-            state, lengths = self._state, self._state.lengths()
         if not (self.staged or fields):
             return
-        job = functools.partial(self._commit, state, lengths, fields)
+        with self._lock:
+            state, lengths = self._state, self._state.lengths()
+            store = self._ahead.claim(state, lengths)
+        job = functools.partial(self._commit, state, lengths, store, fields)
         if wait:
             job()
         else:
             self._background.run(job)
 
-    def _commit(self, state: State, lengths: Sequence[int], fields: dict) -> None:
-        waits = [
-            self._arrays.write(level, state.head.epoch, row, *rows.parts(0, length))
-            for level, (rows, row, length) in enumerate(
-                zip(state.pending, state.first, lengths, strict=True)
-            )
-        ]
-        for wait in waits:
-            wait()
+    def _commit(self, state: State, lengths: Sequence[int], store: Wait, fields: dict) -> None:
         staged = {name: getattr(state, name) for name in ("extents", "documents", "edition")}
         head = replace(state.head, **staged, **fields)
-        self._publish(head)
+        try:
+            store()
+            self._publish(head)
+        except BaseException:
+            with self._lock:
+                self._ahead.forget()
+            raise
         with self._lock:
             self._state = self._state.committed(head, lengths)
         for level, (rows, length) in enumerate(zip(state.pending, lengths, strict=True)):
@@ -345,6 +345,7 @@ class Tree(View):
         try:
             self.settle()
         finally:
+            self._ahead.close()
             self._own(self.head, None)
 
     def __enter__(self) -> "Tree":

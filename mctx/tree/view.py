@@ -10,7 +10,7 @@ from mctx.tree import arrays as stored
 from mctx.tree import checks
 from mctx.tree.arrays import Arrays
 from mctx.tree.documents import Documents
-from mctx.tree.extents import DEAD, Extents, locate, pieces, stored_rows
+from mctx.tree.extents import DEAD, Extent, Extents, locate, pieces, stored_rows
 from mctx.tree.head import Head, TreeError, TreeSpec
 from mctx.tree.mirror import Mirror, MirrorConfig
 from mctx.tree.state import State
@@ -114,6 +114,10 @@ class View:
                 f"Tokens {start} to {stop} were asked of {self.uri}, which holds {self.length}."
             )
         return self._reading(lambda state: self._range(state, 0, start, stop))
+
+    def read_parts(self, level: int, parts: list[Extent]) -> list[np.ndarray]:
+        """Committed rows by their addresses, as stored; nothing of them is kept."""
+        return self._arrays.read_parts(level, parts)
 
     def gather(self, level: int, indices: np.ndarray) -> np.ndarray:
         """Gists of nodes (level, indices) → float32 [n, slots, gist_width]; dead ones are zeros.

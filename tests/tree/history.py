@@ -1,13 +1,15 @@
 """A history whose every token and gist is known from its position alone, and a process writing it.
 
 Run as a module it appends to the tree at a URI for ever, one commit after another, and prints the
-committed length after each: something to kill.
+committed length after each: something to kill. With `bulk` behind the URI it writes small shards
+ahead of their commits, and commits in the background.
 """
 
 import sys
 
 import numpy as np
 
+from mctx.tree import arrays
 from mctx.tree.store import Tree, TreeSpec
 
 SPEC = TreeSpec(fanouts=(4, 3, 2), slots=2, gist_width=8, fingerprint="models", vocab_size=1000)
@@ -46,11 +48,16 @@ def check(tree: Tree) -> None:
 
 
 def main() -> None:
-    tree = Tree.open(sys.argv[1], mode="w")
+    uri, bulk = sys.argv[1], sys.argv[2:] == ["bulk"]
+    arrays.BULK_SHARD_BYTES, arrays.BULK_CHUNK_BYTES = 2**10, 2**8
+    tree = Tree.open(uri, mode="w", bulk=bulk)
     while True:
-        append(tree, 1 + tree.length % 37)
-        tree.commit()
-        print(tree.length, flush=True)
+        append(tree, 1 + tree.length % (613 if bulk else 37))
+        staged = tree.length
+        tree.commit(wait=not bulk)
+        append(tree, 5 if bulk else 0)
+        tree.settle()
+        print(staged, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The commit protocol (design: law 6): writers against each other, against death, and readers."""
 
 import itertools
+import os
 import random
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from mctx.tree.arrays import Arrays
-from mctx.tree.head import HeadRecord
+from mctx.tree.head import HeadRecord, StoreError
 from mctx.tree.store import Tree, TreeError, TreeSpec
 from tests.tree import history
 from tests.tree.history import SPEC
@@ -153,6 +154,73 @@ def test_a_commit_that_failed_can_be_tried_again():
     assert Tree.open("memory://again").length == 35
 
 
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Of 32 rows, in chunks of 8: what is staged at once in bulk fills some."""
+    monkeypatch.setattr("mctx.tree.arrays.BULK_SHARD_BYTES", 2**10)
+    monkeypatch.setattr("mctx.tree.arrays.BULK_CHUNK_BYTES", 2**8)
+
+
+def test_what_is_written_ahead_of_its_commit_is_nobodys_until_then(tmp_path, small_shards):
+    rng = random.Random(0)
+    with Tree.create(tmp_path, SPEC, bulk=True) as tree:
+        reader = Tree.open(tmp_path)
+        history.append(tree, 2000)
+        tree._ahead._begun[0][0]()  # waits until it is stored
+        assert next(tmp_path.glob("*/tokens/c.*")) and not reader.refresh()
+        for count in (1, 300, 7, 513, 1024, 90, 2):
+            history.append(tree, count)
+            history.check(tree)
+            if rng.random() < 0.6:
+                tree.commit(wait=False)
+    assert reader.refresh() and reader.length == tree.length
+    history.check(reader)
+    with Tree.open(tmp_path, mode="w", bulk=True) as tree:
+        history.append(tree, 1000)
+        tree.close()  # nobody will have it
+        assert not reader.refresh()
+
+
+def test_new_folders_are_synced_before_head_leads_into_them(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.stat(fd).st_ino) or fsync(fd))
+    tree = Tree.create(tmp_path / "tree", SPEC)
+    history.append(tree, 30)
+    tree.commit()
+    wanted = [tmp_path / "tree" / "epoch-00000001", tmp_path]
+    assert {path.stat().st_ino for path in wanted} == set(synced)
+    count = len(synced)
+    history.append(tree, 30)
+    tree.commit()
+    assert len(synced) == count
+
+
+def test_a_row_that_could_not_be_written_ahead_is_written_by_the_next_commit(small_shards):
+    """Storage that fails while rows are written ahead, and again as the commit is made."""
+    tree = Tree.create("memory://ahead", SPEC, bulk=True)
+    waits = []
+
+    def lose(arrays, *rows):
+        def wait():
+            waits.append(rows[0])
+            raise StoreError("No network.")
+
+        return wait
+
+    with mock.patch.object(Arrays, "write", lose):
+        history.append(tree, 1000)
+    with pytest.raises(StoreError, match="network"):
+        tree.commit()
+    assert waits and Tree.open("memory://ahead").length == 0
+    with mock.patch.object(Arrays, "write", side_effect=StoreError("No network.")):
+        history.append(tree, 1000)  # says nothing: it is the commit that fails
+        with pytest.raises(StoreError, match="network"):
+            tree.commit()
+    tree.commit()
+    assert Tree.open("memory://ahead").length == 2000
+    history.check(Tree.open("memory://ahead"))
+
+
 def test_a_commit_whose_answer_was_lost_is_not_taken_for_a_rival():
     """The retry inside a network store finds a new generation, and it is its own."""
     tree = Tree.create("memory://answer", SPEC)
@@ -199,13 +267,18 @@ def test_a_reader_notices_that_its_tree_was_replaced(tmp_path):
 
 @pytest.mark.parametrize("starting", [True, False])
 def test_killed_at_any_moment_nothing_committed_is_lost_or_torn(tmp_path, starting):
-    """A reader follows a writing process, which is killed while it starts or while it commits."""
+    """A reader follows a writing process, which is killed while it starts or while it commits.
+
+    Every other one writes ahead of its commits.
+    """
     rng = random.Random(starting)
     Tree.create(tmp_path, SPEC).close()
     reader = Tree.open(tmp_path)
     command = [sys.executable, "-m", "tests.tree.history", str(tmp_path)]
-    for _ in range(4):
-        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    for how in ([], ["bulk"]) * 2:
+        process = subprocess.Popen(
+            command + how, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+        )
         acknowledged = "0" if starting else process.stdout.readline()
         end = time.monotonic() + rng.uniform(0.1, 0.7 if starting else 0.3)
         while time.monotonic() < end:
