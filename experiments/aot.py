@@ -41,7 +41,7 @@ from mctx.models.wrapped import Wrapped, init_part
 from mctx.runtime import focusing, reading
 from mctx.runtime.assembly import GISTS_AT_ONCE
 from mctx.runtime.config import SessionConfig, focus_configs
-from mctx.runtime.reading import Buffer, Tail
+from mctx.runtime.rows import Buffer, Tail, TailRows
 from mctx.training.loop import TrainSettings, abstract_inputs, check_batch_size, jit_step
 from mctx.training.sources import Sources, wrapped_from
 from mctx.training.step import make_step
@@ -204,10 +204,10 @@ def session_programs(model: Wrapped, settings: SessionConfig, mesh: Mesh) -> Ite
     yield program(
         "refocus: rows of gists", partial(reading.rows_of_gists, model), params, gists
     )
-    size = (heads, focus.budget)
-    buffer = Buffer(rows(1, len(base.prefix)), rows(*size), of(size), of((heads,)))
+    buffer = Buffer(rows(1, len(base.prefix)), rows(top, focus.budget), of((top,)))
+    own = rows(top, settings.every * gist.block)
     tail = Tail(
-        rows(top, settings.every * gist.block),
+        TailRows(*own, own.k),
         of(()),
         of((base.d_model,), jnp.float32),
         of((top,)),

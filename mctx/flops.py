@@ -82,6 +82,14 @@ class Count:
         """Adds `calls` calls `function(*static, *args)`; the same key must mean the same shapes."""
         if key not in self._cost:
             self._cost[key] = operations(function, static, *args)
+        self.again(key, calls)
+
+    def __contains__(self, key: Hashable) -> bool:
+        """Whether what such a call costs is known."""
+        return key in self._cost
+
+    def again(self, key: Hashable, calls: int) -> None:
+        """Adds `calls` calls more of a known key."""
         self.total += calls * self._cost[key]
 
 

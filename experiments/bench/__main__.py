@@ -4,6 +4,8 @@
     python -m experiments.bench tree [--only=NAME,…] [--smoke] [--workdir=DIR] --json runs/tree.json
     python -m experiments.bench allocator [--only=NAME,…] [--smoke] --json runs/allocator.json
     python -m experiments.bench resume [--only=NAME,…] [--smoke] --json runs/resume.json
+    python -m experiments.bench runtime [--only=NAME,…] [--smoke] [--config=FILE] --json \
+        runs/bench/runtime.json
 
 tail: the tail policies of law 8 on the same segments of held-out text: recovered, and milliseconds
 of a block with its refocus. --input as in `experiments.eval`.
@@ -18,6 +20,10 @@ JAX runs on), and how calm it is by hysteresis and cooldown.
 resume: training that is killed and told to stop at random steps, 20 times each, and goes on in
 another number of processes; what saving costs; seconds from the command to the first step.
 
+runtime: a token, a question and a refocus behind a long history, against a short one and against
+full attention; sessions side by side; a stream's NLL against a slow reading. Its sizes are those
+of what JAX runs on. --config measures a file of experiments/configs with random weights.
+
 --only names rows to measure; --smoke makes all of them small.
 """
 
@@ -28,7 +34,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments import entry, report
-from experiments.bench import allocator, resume, tail, tree
+from experiments.bench import allocator, resume, runtime, tail, tree
 from experiments.quickstart import SHIPPED
 
 
@@ -38,12 +44,14 @@ def flags() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=["tail", "tree", "allocator", "resume"])
+    parser.add_argument("what", choices=["tail", "tree", "allocator", "resume", "runtime"])
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
     parser.add_argument("--input", nargs="+", default=["held-out"], help="tail: texts to stream")
     parser.add_argument("--past", type=int, default=1024, help="tail: tokens of history before")
     parser.add_argument("--tokens", type=int, default=768, help="tail: tokens streamed")
     parser.add_argument("--samples", type=int, default=2, help="tail: segments of each text")
+    parser.add_argument("--config", type=Path, help="runtime: random weights of this config")
+    parser.add_argument("--dtype", default="float32", help="runtime: of a checkpoint's base")
     parser.add_argument("--only", default="", help="some of a bench's parts")
     parser.add_argument("--smoke", action="store_true", help="seconds instead of minutes")
     parser.add_argument("--workdir", type=Path, help="where to write; default: a temporary")
@@ -59,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.what == "tail":
         rows, more = tail.run(args), {"interval": tail.INTERVAL, "notes": tail.NOTES}
     else:
-        bench = {"tree": tree, "allocator": allocator, "resume": resume}[args.what]
+        benches = dict(tree=tree, allocator=allocator, resume=resume, runtime=runtime)
+        bench = benches[args.what]
         rows, more = bench.run(args), {"interval": bench.INTERVAL, "notes": bench.NOTES}
     command = entry.command(parser, arguments)
     entry.write_result(path, command, args.seed, rows, name=args.what, **more)

@@ -18,7 +18,7 @@ from mctx.flops import operations
 from mctx.models.attention import NEGATIVE
 from mctx.models.base import Context, Rows
 from mctx.models.wrapped import Wrapped, read
-from mctx.runtime.reading import Buffer
+from mctx.runtime.rows import buffer_of
 
 if TYPE_CHECKING:
     from experiments.methods.scorer import Scorer
@@ -58,7 +58,7 @@ def fresh(
     bias = np.float32(0.0 if prefix else NEGATIVE)
     rows = read_fresh(model, scorer.params, scorer.prefix, tokens, bias)
     count = np.array([len(where)], np.int32)
-    buffer = Buffer(scorer.prefix, rows, np.arange(size, dtype=np.int32)[None], count)
+    buffer = buffer_of(model, scorer.prefix, rows, count)
     inside = np.bincount(where // block, minlength=1)
     return Standing(
         buffer,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from mctx.models.wrapped import Wrapped
-from mctx.runtime import reading
-from mctx.runtime.reading import Buffer, Tail
+from mctx.runtime import rows
+from mctx.runtime.rows import Buffer, Tail
 
 if TYPE_CHECKING:
     from experiments.methods.scorer import Scorer
@@ -85,7 +85,7 @@ class Standing(NamedTuple):
     @property
     def entries(self) -> int:
         """Entries before the tail, of all heads that run together."""
-        return int(np.asarray(self.buffer.count)[np.asarray(self.tail.heads)].sum())
+        return int(np.asarray(self.buffer.count).sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,4 +126,4 @@ def empty_tail(model: Wrapped, like: Tail | None, length: int) -> Tail:
     heads = np.zeros(1, np.int32) if like is None else np.asarray(like.heads)
     gate = np.zeros(1, np.float32) if like is None else np.asarray(like.gate)
     last = np.zeros(model.base.d_model, np.float32)
-    return Tail(reading.empty_rows(model, len(heads), length), np.int32(0), last, heads, gate)
+    return Tail(rows.empty_tail_rows(model, len(heads), length), np.int32(0), last, heads, gate)

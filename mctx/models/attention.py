@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from mctx.sharding import batch_axes, batch_ways
@@ -20,6 +22,7 @@ def attention(
     k: jax.Array,
     v: jax.Array,
     *,
+    behind: Sequence[tuple[jax.Array, jax.Array]] = (),
     bias: jax.Array | None = None,
     causal: bool = True,
     implementation: str | None = None,
@@ -29,8 +32,11 @@ def attention(
     Args:
       q: [B, T, N, H].
       k, v: [B, S, K, H] with N a multiple of K and S >= T when causal.
-      bias: [B, S] added to the logits of every query and head: 0 for a visible key, `NEGATIVE`
-        for a hidden one, a log-gate in between (design: LensNet, labels by gated gradients).
+      behind: keys and values that stand before these, in parts [B or 1, S_i, K, H] that are read
+        where they lie; every query sees them, as far as the bias lets it.
+      bias: [B, S], the parts behind first, added to the logits of every query and head: 0 for a
+        visible key, `NEGATIVE` for a hidden one, a log-gate in between (design: LensNet, labels
+        by gated gradients).
       causal: query t sees keys s <= t + S - T, so rows before the queries are all visible.
       implementation: 'xla', 'cudnn', 'splash', or None for the best that this device and these
         arguments allow.
@@ -38,12 +44,12 @@ def attention(
     Returns:
       [B, T, N, H] in q's dtype.
     """
-    chosen = implementation or _best(q, k, bias, causal)
+    chosen = implementation or _best(q, k, bias, causal and not behind)
     if chosen == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
     if chosen == "splash":
         return _splash(q, k, v)
-    return _xla(q, k, v, bias, causal)
+    return _xla(q, (*behind, (k, v)), bias, causal)
 
 
 def _best(q, k, bias, causal) -> str:
@@ -65,25 +71,38 @@ def _platform() -> str:
     return device.platform if device is not None else jax.default_backend()
 
 
-def _xla(q, k, v, bias, causal):
+def _xla(q, parts, bias, causal):
     """Plain matrix products, grouped by key head: on CPUs about half the time of
     `jax.nn.dot_product_attention`, because the weights are normalised after they have met V."""
     b, t, n, h = q.shape
-    s, kv = k.shape[1:3]
+    kv = parts[0][0].shape[2]
+    lengths = [k.shape[1] for k, _ in parts]
+    s = sum(lengths)
     mask = jnp.zeros((1, 1, 1, 1, s)) if bias is None else bias[:, None, None, None]
     if causal:
         mask = jnp.where(jnp.arange(s) <= jnp.arange(t)[:, None] + s - t, mask, NEGATIVE)
     g = n // kv  # queries that share a key head; sizes are written out, for they may be zero
     groups = q.reshape(b, t, kv, g, h).transpose(0, 2, 3, 1, 4).reshape(b, kv, g * t, h)
-    scores = jnp.matmul(groups, k.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
-    scores = scores.reshape(b, kv, g, t, s) * h**-0.5 + mask
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    out = jnp.matmul(
-        weights.astype(v.dtype).reshape(b, kv, g * t, s),
-        v.transpose(0, 2, 1, 3),
-        preferred_element_type=jnp.float32,
-    )
-    out = out.reshape(b, kv, g, t, h) / weights.sum(axis=-1)[..., None]
+
+    def scored(k, mask):
+        scores = jnp.matmul(groups, k.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
+        return scores.reshape(b, kv, g, t, k.shape[1]) * h**-0.5 + mask
+
+    def weighed(weights, v):
+        return jnp.matmul(
+            weights.astype(v.dtype).reshape(b, kv, g * t, v.shape[1]),
+            v.transpose(0, 2, 1, 3),
+            preferred_element_type=jnp.float32,
+        )
+
+    masks = jnp.split(mask, np.cumsum(lengths)[:-1], axis=-1)
+    scores = [scored(k, mask) for (k, _), mask in zip(parts, masks, strict=True)]
+    best = [x.max(axis=-1, keepdims=True, initial=NEGATIVE) for x in scores]
+    most = jax.lax.stop_gradient(functools.reduce(jnp.maximum, best))
+    weights = [jnp.exp(x - most) for x in scores]
+    out = sum(weighed(x, v) for x, (_, v) in zip(weights, parts, strict=True))
+    total = sum(x.sum(axis=-1) for x in weights)
+    out = out.reshape(b, kv, g, t, h) / total[..., None]
     return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h).astype(q.dtype)
 
 

@@ -72,6 +72,19 @@ class Context(NamedTuple):
     bias: jax.Array
 
 
+class Ready(NamedTuple):
+    """A context that is read as it lies: nothing of it is rotated, moved or joined.
+
+    Attributes:
+      parts: keys that `rotated` made for the places where they stand, and values: each
+        [L, B or 1, R_i, K, H], all before the entries.
+      bias: [B, R], as a `Context`'s, over all parts in their order.
+    """
+
+    parts: tuple[Rows, ...]
+    bias: jax.Array
+
+
 class Read(NamedTuple):
     """What one pass of the base returns.
 
@@ -128,17 +141,18 @@ class Attention(nn.Module):
         if c.qk_norm:
             q = RMSNorm(c.norm_eps, name="q_norm")(q)
             k = RMSNorm(c.norm_eps, name="k_norm")(k)
-        own = Rows(k, v)
-        key_positions = positions
-        if context is not None:
+        own, key_positions, behind = Rows(k, v), positions, ()
+        if isinstance(context, Ready):
+            behind = [(rows.k.astype(k.dtype), rows.v.astype(v.dtype)) for rows in context.parts]
+        elif context is not None:
             k = jnp.concatenate([context.rows.k.astype(k.dtype), k], axis=1)  # [B, S, K, H]
             v = jnp.concatenate([context.rows.v.astype(v.dtype), v], axis=1)
             key_positions = jnp.concatenate([context.positions, positions], axis=1)
-        freqs = rope.frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+        freqs = _frequencies(c)
         # A layer without RoPE turns by no angle: the case is a value, the path the same.
         q = rope.rotate(q, positions * has_rope, freqs)
         k = rope.rotate(k, key_positions * has_rope, freqs)
-        seen = attention(q, k, v, bias=bias)
+        seen = attention(q, k, v, behind=behind, bias=bias)
         dense = nn.DenseGeneral(c.d_model, axis=(-2, -1), use_bias=False, dtype=x.dtype, name="o")
         return low_rank(self, "o", seen, dense(seen)), own
 
@@ -167,8 +181,10 @@ class Layer(nn.Module):
     def __call__(self, x, context_rows, has_rope, positions, bias, context_positions):
         eps = self.config.norm_eps
         context = None
-        if context_rows is not None:
+        if context_positions is not None:
             context = Context(context_rows, context_positions, bias)
+        elif context_rows is not None:
+            context = Ready(context_rows, bias)
         attended, rows = Attention(self.config, name="attn")(
             RMSNorm(eps, name="attn_norm")(x), positions, bias, context, has_rope
         )
@@ -189,7 +205,7 @@ class Base(nn.Module):
         self,
         entries: jax.Array,
         positions: jax.Array,
-        context: Context | None = None,
+        context: Context | Ready | None = None,
         valid: jax.Array | None = None,
         collect: bool = False,
     ) -> Read:
@@ -214,14 +230,14 @@ class Base(nn.Module):
             in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=c.n_layers,
         )
-        rope_layers = c.rope_layers or (True,) * c.n_layers
+        behind = context.parts if isinstance(context, Ready) else getattr(context, "rows", None)
         x, (rows, states) = scanned(c, collect, name="layers")(
             x,
-            context.rows if context is not None else None,
-            jnp.asarray(rope_layers, positions.dtype),
+            behind,
+            _rope_layers(c, positions.dtype),
             positions,
             bias,
-            context.positions if context is not None else None,
+            getattr(context, "positions", None),
         )
         if collect:
             states = jnp.concatenate([states, x[None]], axis=0)  # [L + 1, B, T, D]
@@ -230,6 +246,21 @@ class Base(nn.Module):
             # Created here so that `init` makes it; `logits` reads it from the tree.
             self.param("head", nn.initializers.lecun_normal(), (c.d_model, c.vocab_size))
         return Read(hidden, rows, states)
+
+
+def rotated(config: BaseConfig, keys: jax.Array, positions: jax.Array) -> jax.Array:
+    """Keys [L, B, R, K, H] as every layer reads them at positions [B, R]: for a `Ready` context."""
+    turns = _rope_layers(config, positions.dtype)[:, None, None] * positions  # [L, B, R]
+    return rope.rotate(keys, turns, _frequencies(config))
+
+
+def _frequencies(c: BaseConfig):
+    return rope.frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+
+
+def _rope_layers(c: BaseConfig, dtype):
+    """[L], 1 where a layer has positions, 0 where it has none."""
+    return jnp.asarray(c.rope_layers or (True,) * c.n_layers, dtype)
 
 
 def _key_bias(context, valid, shape):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mctx.focus.layout import FocusConfig, Layout
@@ -15,7 +13,8 @@ from mctx.models.wrapped import Wrapped
 from mctx.runtime import buffer as slots
 from mctx.runtime import reading
 from mctx.runtime.cache import BlockCache
-from mctx.runtime.reading import Buffer, Tail
+from mctx.runtime.lanes import Lanes
+from mctx.runtime.rows import Buffer, Tail
 from mctx.tree.store import Tree
 
 BLOCKS_AT_ONCE = 4  # of rows written by one call of fixed shape
@@ -60,7 +59,7 @@ class Written(NamedTuple):
 
 
 class Assembly:
-    """The buffers of H heads and what each of their rows holds."""
+    """The buffers of the H heads of one lane, and what each of their rows holds."""
 
     def __init__(
         self,
@@ -69,16 +68,28 @@ class Assembly:
         tree: Tree,
         cache: BlockCache,
         focus: FocusConfig,
-        heads: int,
-        prefix: Rows,
+        lanes: Lanes,
+        lane: int = 0,
         gist_rows: GistRows | None = None,
     ):
-        self._model, self._cache, self._focus, self._prefix = model, cache, focus, prefix
-        self._tree = tree
+        self._model, self._cache, self._focus, self._tree = model, cache, focus, tree
+        self._lanes, self._lane, self._first = lanes, lane, lanes.first(lane)
         self._gist_rows = gist_rows or trained_rows(model, params, tree)
-        self._keys = np.full((heads, focus.budget), slots.EMPTY, np.int64)
-        self._rows = reading.empty_rows(model, heads, focus.budget)
-        self.buffer: Buffer | None = None
+        self._keys = np.full((lanes.heads, focus.budget), slots.EMPTY, np.int64)
+        self._positions = np.zeros(self._keys.shape, np.int32)
+        self._counts = np.zeros(lanes.heads, np.int32)
+        self._stands = False
+
+    @property
+    def buffer(self) -> Buffer | None:
+        """What the running heads read; None until they `stand`."""
+        return self._lanes.one(self._lane) if self._stands else None
+
+    def stand(self, heads: np.ndarray) -> None:
+        """These heads [k] run on what was assembled last."""
+        heads = np.asarray(heads)
+        self._lanes.stand(self._lane, heads, self._positions[heads], self._counts[heads])
+        self._stands = True
 
     def wanted(self, layout: Layout) -> np.ndarray:
         """Keys of the rows that one layout shows, in time order, all from ingest windows: [w]."""
@@ -92,7 +103,8 @@ class Assembly:
     def assemble(
         self, layouts: Layout, decoded: Decoded | None = None, before: int | None = None
     ) -> Written:
-        """Makes every head's buffer hold what its layout shows; writes only what changed.
+        """Makes every head hold what its layout shows; writes only what changed. It is not read
+        before heads `stand` on it.
 
         Args:
           layouts: [H, n], on the host.
@@ -105,20 +117,18 @@ class Assembly:
         new = slots.decode(np.concatenate([plan.new_key for plan in plans]))
         # All windows that miss are read at once, and before anything is written.
         blocks = self._cache.fetch(np.unique(new.index[(new.level == 0) & (new.kept == 0)]))
-        positions = np.zeros(self._keys.shape, np.int32)
-        self.buffer = None
+        self._stands = False
         for head, plan in enumerate(plans):
             self._keys[head] = slots.EMPTY  # should anything fail, these rows are written anew
             self._carry_out(head, plan, decoded, blocks)
             self._keys[head] = plan.keys
-            positions[head] = slots.positions(plan.keys, wanted[head])
-        counts = np.array([len(each) for each in wanted], np.int32)
-        self.buffer = Buffer(self._prefix, self._rows, jnp.asarray(positions), jnp.asarray(counts))
+            self._positions[head] = slots.positions(plan.keys, wanted[head])
+            self._counts[head] = len(wanted[head])
         return Written(
             len(new.level),
             int(np.sum(new.level > 0)),
             sum(len(plan.move_to) for plan in plans),
-            int(counts.sum()),
+            int(self._counts.sum()),
         )
 
     def holds(self, head: int) -> tuple[np.ndarray, np.ndarray]:
@@ -153,16 +163,15 @@ class Assembly:
         self._keys[:] = slots.EMPTY
 
     def state(self) -> dict[str, np.ndarray]:
-        """All that the buffers hold, on the host."""
-        _, rows, positions, count = jax.device_get(self.buffer)
-        return {"keys": self._keys, **rows._asdict(), "positions": positions, "count": count}
+        """All that the heads hold, on the host."""
+        rows = self._lanes.state(self._lane)._asdict()
+        return {"keys": self._keys, **rows, "positions": self._positions, "count": self._counts}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Holds again what `state` told."""
-        self._keys = state["keys"].copy()
-        self._rows = Rows(jnp.asarray(state["k"]), jnp.asarray(state["v"]))
-        positions, count = jnp.asarray(state["positions"]), jnp.asarray(state["count"])
-        self.buffer = Buffer(self._prefix, self._rows, positions, count)
+        held = (state[name].copy() for name in ("keys", "positions", "count"))
+        self._keys, self._positions, self._counts = held
+        self._lanes.restore(self._lane, Rows(state["k"], state["v"]))
 
     def _as_decoded(self, head, wanted, layout, decoded):
         """Recent blocks stay as they were decoded, where such rows are at hand."""
@@ -182,7 +191,7 @@ class Assembly:
             to, source = (x[at : at + MOVES_AT_ONCE] for x in (plan.move_to, plan.move_from))
             to = self._padded(to, MOVES_AT_ONCE)
             source = np.pad(source, (0, MOVES_AT_ONCE - len(source)))
-            self._rows = reading.move_rows(self._rows, np.int32(head), to, source)
+            self._lanes.move(self._first + head, to, source)
         parts = slots.decode(plan.new_key)
         gists = parts.level > 0
         kept = (parts.kept == 1) & ~gists
@@ -202,7 +211,7 @@ class Assembly:
                 here = (level == one) & np.isin(index, piece)
                 target = np.full(GISTS_AT_ONCE * per, len(self._keys[head]), np.int64)
                 target[np.searchsorted(piece, index[here]) * per + offset[here]] = to[here]
-                self._rows = reading.write_rows(self._rows, np.int32(head), target, rows)
+                self._lanes.write(self._first + head, target, rows)
 
     def _write_blocks(self, head, blocks, to, level, index, offset, kept):
         block = self._model.gist.block
@@ -214,15 +223,15 @@ class Assembly:
             here = np.isin(index, piece)
             target = np.full(BLOCKS_AT_ONCE * block, len(self._keys[head]), np.int64)
             target[np.searchsorted(piece, index[here]) * block + offset[here]] = to[here]
-            self._rows = reading.write_blocks(self._rows, np.int32(head), target, found)
+            self._lanes.write_blocks(self._first + head, target, found)
 
     def _write_decoded(self, head, to, level, index, offset, kept, decoded):
         tail = decoded.tail
         slot = int(np.flatnonzero(np.asarray(tail.heads) == head)[0])
         target = np.full(tail.rows.k.shape[2], len(self._keys[head]), np.int64)
         target[(index - decoded.first) * self._model.gist.block + offset] = to
-        rows = Rows(*(x[:, slot] for x in tail.rows))
-        self._rows = reading.write_rows(self._rows, np.int32(head), target, rows)
+        rows = Rows(tail.rows.k[:, slot], tail.rows.v[:, slot])
+        self._lanes.write(self._first + head, target, rows)
 
     def _padded(self, rows, size):
         """Row numbers padded by one past the buffer, which a scatter drops."""

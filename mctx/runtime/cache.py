@@ -128,6 +128,11 @@ class BlockCache:
             self._hold(read)
         self._trim()
 
+    @property
+    def nbytes(self) -> int:
+        """Held in the host's memory."""
+        return self._host.nbytes
+
     def drop(self) -> None:
         """Forgets everything."""
         for storey in (self._device, self._host, self._disk):

@@ -1,83 +1,214 @@
-"""Tokens drawn one after another behind a session's working contexts.
+"""Tokens drawn one after another, behind the working contexts of one session or of several.
 
-Each is one call of one compiled step, which draws a token and reads it, and hands the next step
-what it needs on the device. So many steps are under way that the device never waits inside a
-block: the host learns a token while the next one is being made. What turns out to lie past the
-end (a stop string, the end of the text, a reader who leaves) is forgotten: rows past the tail's
-length are not read by anything.
+Each step is one call of one program, which draws a token in every lane and reads it, and hands the
+next step what it needs on the device. So many steps are under way that the device never waits
+inside a block: the host learns a token while the next one is being made. What turns out to lie
+past the end (a stop string, the end of the text, a reader who leaves) is forgotten: rows past a
+tail's length are not read by anything.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mctx.runtime import reading, tailing
+from mctx.runtime.reading import Draws, Said
+from mctx.runtime.rows import Tail
 from mctx.runtime.sampling import Sampling
 
 AHEAD = 2  # steps under way behind the one whose token is waited for
 
 
-def drawn(session, count: int, sampling: Sampling) -> Iterator[int]:
-    """Up to `count` tokens, or to the end of the text; what was handed out is history.
+class Line:
+    """One session's continuation under way, in pieces that end where its refocus is due.
 
-    Pieces end where a refocus is due; between two of them the host waits for nothing.
+    Attributes:
+      count: how many tokens it may come to; number: how many are history.
+      ended: whether it is over. error: what ended it, if that was an error.
+      steps: of the piece under way; said: those begun; handed: tokens that were handed out.
     """
-    with session.room():
-        tailing.stand_at_end(session)
-        yield from _pieces(session, count, sampling)
+
+    def __init__(self, session, count: int, sampling: Sampling):
+        self.session, self.count, self.sampling = session, count, sampling
+        self.number, self.ended, self.error = 0, False, None
+        self.steps, self.said, self.handed = 0, [], []
+        self.waiting: deque[Said] = deque()
+        self.drawing: Drawing | None = None
+        self.busy = False
+
+    @property
+    def lane(self) -> int:
+        return self.session.lane
+
+    @property
+    def wants(self) -> bool:
+        """Whether another step may be begun before a refocus."""
+        return not self.ended and len(self.said) < self.steps
+
+    def begin(self) -> None:
+        """A piece begins where the session stands; what the tail was is kept to go back to."""
+        self.before = self.session.tail._replace(rows=None)
+        self.steps = min(self.session.due, self.count - self.number)
+        self.said, self.handed = [], []
+        self.waiting.clear()
+        self.ended = not self.steps
+
+    def close(self) -> None:
+        """Ends it here: what was handed out is history, what was drawn behind it is forgotten."""
+        if self.busy:  # whoever asks was called by the line's own refocus
+            return
+        if self.drawing:
+            self.drawing.close(self)
+        self.ended = True
 
 
-def _pieces(session, count, sampling) -> Iterator[int]:
-    key, eot, number = jax.random.key(sampling.seed), session.opened.tokenizer.eot_id, 0
-    while number < count:
-        before, said, handed = session.tail._replace(rows=None), [], []
-        steps = min(session.due, count - number)
+class Drawing:
+    """Tokens of lines whose sessions stand side by side, each drawn in one step with the others'.
+
+    What goes wrong in one session ends its line alone; it is raised when all lines are over.
+    """
+
+    def __init__(self, lines: Sequence[Line]):
+        self._lines, one = list(lines), lines[0].session
+        self._lanes, self._room = one.lanes, one.room
+        kinds = {line.sampling.kind for line in lines}
+        self._kind = kinds.pop() if len(kinds) == 1 else "cut"
+        self._static = one.model, one.config.merger == "learned", self._kind
+        self._params, self._prefix_bias = one.params, one.prefix_bias
+        self._draws = self._settings()
+        self._tails: Tail | None = None
+
+    def tokens(self) -> Iterator[tuple[Line, int]]:
+        """Up to `count` of every line, or to the end of its text, as they become known."""
         try:
-            for token in _steps(session, said, steps, key, number, sampling):
-                if token == eot:
-                    return
-                handed.append(token)
-                yield token
+            self._begin()
+            while any(not line.ended for line in self._lines):
+                with self._room():
+                    self._step([line for line in self._lines if line.wants])
+                for line in self._lines:
+                    yield from self._known(line)
+        except Exception:
+            for line in self._lines:  # what a step was reading is lost with it
+                line.ended = True
+            raise
         finally:
-            _keep(session, before, said, handed)
-        number += len(handed)
+            self._finish()
+
+    def end(self, line: Line) -> None:
+        """Ends a line where it is; should that fail, the others go on."""
+        self._guarded(line, self.close)
+
+    def close(self, line: Line) -> None:
+        """As `end`, and raises what fails."""
+        if self._tails is not None and not line.ended:
+            line.ended = True
+            self._keep(line)
+
+    def _settings(self) -> Draws:
+        """Of every lane; numbers and active change at every step."""
+        lanes = self._lanes.count
+        seeds, settings = [0] * lanes, [reading.settings_of(Sampling())] * lanes
+        for line in self._lines:
+            seeds[line.lane] = line.sampling.seed
+            settings[line.lane] = reading.settings_of(line.sampling, self._kind)
+        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        apart = tuple(map(np.array, zip(*settings, strict=True)))
+        return Draws(keys, np.zeros(lanes, np.int32), apart, np.zeros(lanes, bool))
+
+    def _begin(self):
+        for line in self._lines:
+            self._guarded(line, self._first_piece)
+        tails = [self._lines[0].session.tail] * self._lanes.count
+        for line in self._lines:
+            tails[line.lane] = line.session.tail
+        self._tails = reading.side_by_side(tails)
+
+    def _first_piece(self, line):
+        tailing.stand_at_end(line.session)
+        line.drawing = self
+        line.begin()
+
+    def _step(self, lines):
+        """One step of these lines; their tokens are known some steps later."""
+        if not lines:
+            return
+        numbers, active = np.zeros_like(self._draws.numbers), np.zeros_like(self._draws.active)
+        for line in lines:
+            numbers[line.lane], active[line.lane] = line.number + len(line.said), True
+        rows, tails = self._tails.rows, self._tails._replace(rows=None)
+        draws = self._draws._replace(numbers=numbers, active=active)
+        behind = self._lanes.whole(), rows, tails, draws, self._prefix_bias
+        self._tails, said = reading.say(*self._static, self._params, *behind)
+        for each in (said.token, said.nll):
+            each.copy_to_host_async()
+        for line in lines:
+            line.session.spending.read(1)
+            line.said.append(said)
+            line.waiting.append(said)
+
+    def _known(self, line) -> Iterator[tuple[Line, int]]:
+        """Tokens of a line that are waited for; where they are the piece's last, it is history."""
+        while line.waiting and (len(line.waiting) > AHEAD or not line.wants):
+            token = int(np.asarray(line.waiting.popleft().token)[line.lane])
+            if token == line.session.opened.tokenizer.eot_id:
+                self.end(line)
+                return
+            line.handed.append(token)
+            yield line, token
+            if line.ended:
+                return
+        if not line.ended and not line.wants:
+            self._guarded(line, self._next_piece)
+
+    def _next_piece(self, line):
+        line.number += len(line.handed)
+        self._keep(line)
+        line.begin()
+        if not line.ended:
+            self._tails = reading.with_tail(self._tails, line.lane, line.session.tail)
+
+    def _keep(self, line):
+        """Takes what was handed out into the session's history, and forgets what is behind it."""
+        tail, said, handed = reading.tail_of(self._tails, line.lane), line.said, line.handed
+        if len(handed) < len(said):
+            last = line.before.last
+            if handed:
+                last = np.asarray(said[len(handed) - 1].last)[line.lane]
+            length = line.before.length + np.int32(len(handed))
+            tail = tail._replace(length=length, last=last)
+        line.session.tail, line.said, line.handed = tail, [], []
+        if not handed:
+            return
+        line.busy = True
+        try:
+            at = slice(line.lane, line.lane + 1)
+            nll = [(np.asarray(one.nll)[at], 1) for one in said[: len(handed)]]
+            line.session.take(np.array(handed, np.int32), nll)
+        finally:
+            line.busy = False
+
+    def _guarded(self, line, action):
+        """What fails is this line's alone."""
+        try:
+            with line.session.room():
+                action(line)
+        except Exception as error:
+            line.ended, line.error = True, error
+
+    def _finish(self):
+        for line in self._lines:
+            self.end(line)
+        errors = [line.error for line in self._lines if line.error]
+        if errors:
+            raise errors[0]
 
 
-def _steps(session, said, steps, key, number, sampling) -> Iterator[int]:
-    """Dispatches steps, fills `said`, and yields their tokens some steps later."""
-    static = session.model, session.config.merger == "learned", sampling.kind
-    settings, waiting = reading.settings_of(sampling), deque()
-    for i in range(steps):
-        session.tail, one = reading.say(
-            *static,
-            session.params,
-            session.assembly.buffer,
-            session.tail.rows,
-            session.tail._replace(rows=None),
-            key,
-            np.int32(number + i),
-            settings,
-            session.prefix_bias,
-        )
-        one.token.copy_to_host_async()
-        session.spending.read(1)
-        said.append(one)
-        waiting.append(one.token)
-        if len(waiting) > AHEAD:
-            yield int(waiting.popleft())
-    yield from map(int, waiting)
-
-
-def _keep(session, before, said, handed) -> None:
-    """Takes the tokens that were handed out into the history, and forgets those behind them."""
-    if len(handed) < len(said):
-        last = said[len(handed) - 1].last if handed else before.last
-        length = before.length + np.int32(len(handed))
-        session.tail = session.tail._replace(length=length, last=last)
-    if handed:
-        tokens = np.array(handed, np.int32)
-        session.take(tokens, [(one.nll, 1) for one in said[: len(handed)]])
+def drawn(line: Line) -> Iterator[int]:
+    """The tokens of one line alone."""
+    for _, token in Drawing([line]).tokens():
+        yield token

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import numbers
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,15 +18,41 @@ CONTEXT = 16  # ids before the newest that are decoded with them, for how words 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
-def stream(
-    reader,
-    tokens: int,
+class Ask(NamedTuple):
+    """What is asked for: at most `count` tokens, how they are drawn, and before what it ends."""
+
+    count: int
+    sampling: Sampling
+    stop: tuple[str, ...]
+
+
+def asked(
+    tokens: int = 64,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
     stop: str | Sequence[str] = (),
-) -> Iterator[str]:
+) -> Ask:
+    """Settings of a continuation.
+
+    Args:
+      tokens: at most so many; temperature, top_k, top_p, seed: those of `Sampling`.
+      stop: strings before which the text ends.
+
+    Raises:
+      UserError: a setting is out of its range.
+    """
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    if not isinstance(tokens, numbers.Integral) or tokens < 0:
+        raise UserError(f"tokens must be a whole number from 0 on, not {tokens!r}.")
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(one, str) and one for one in stop):
+        raise UserError("a stop string must be text of at least one character.")
+    return Ask(tokens, sampling, stop)
+
+
+def stream(reader, tokens: int, **how) -> Iterator[str]:
     """Text as it is drawn, up to `tokens` tokens, the end of the text, or a stop string.
 
     A token is said when it is known; that may be a step late, so that the machine has the next
@@ -36,24 +63,17 @@ def stream(
 
     Args:
       reader: a `Session`, or another that has `opened` and `drawn(count, sampling)`.
-      tokens: at most so many; the settings are those of `Sampling`.
-      stop: strings before which the text ends.
+      how: see `asked`.
 
     Raises:
       UserError: a setting is out of its range; at once, before anything is drawn.
     """
-    sampling = Sampling(temperature, top_k, top_p, seed)
-    if not isinstance(tokens, numbers.Integral) or tokens < 0:
-        raise UserError(f"tokens must be a whole number from 0 on, not {tokens!r}.")
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(isinstance(one, str) and one for one in stop):
-        raise UserError("a stop string must be text of at least one character.")
-    return _said(reader, tokens, sampling, stop)
+    return _said(reader, asked(tokens, **how))
 
 
-def _said(reader, tokens, sampling, stop):
-    words = Words(reader.opened.tokenizer.decode, stop)
-    with contextlib.closing(reader.drawn(tokens, sampling)) as drawn:
+def _said(reader, ask):
+    words = Words(reader.opened.tokenizer.decode, ask.stop)
+    with contextlib.closing(reader.drawn(ask.count, ask.sampling)) as drawn:
         for token in drawn:
             if text := words.add(token):
                 yield text

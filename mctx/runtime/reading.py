@@ -1,4 +1,4 @@
-"""The device's part of a session: rows into the buffer, tokens behind it, heads merged.
+"""The device's part of a session: tokens read behind its rows, and heads merged.
 
 Every function is compiled once per configuration; nothing here depends on the history's length.
 """
@@ -14,72 +14,11 @@ import numpy as np
 
 from mctx.models import merger as merging
 from mctx.models.attention import NEGATIVE
-from mctx.models.base import Context, Rows, logits, token_hits, token_nll
+from mctx.models.base import Ready, Rows, logits, rotated, token_hits, token_nll
 from mctx.models.router import Routing, route, static_worth
 from mctx.models.wrapped import Wrapped, gist_rows, read
+from mctx.runtime.rows import Buffer, Tail, TailRows
 from mctx.runtime.sampling import Sampling, draw
-
-
-class Buffer(NamedTuple):
-    """What stands before the tail, for every head.
-
-    Attributes:
-      prefix: [L, 1, P, K, h], the shared prefix's rows.
-      rows: [L, H, R, K, h], unrotated; positions: [H, R]; count: [H], the valid prefix.
-    """
-
-    prefix: Rows
-    rows: Rows
-    positions: jax.Array
-    count: jax.Array
-
-
-class Tail(NamedTuple):
-    """Tokens read since the last refocus, by the heads that the router chose.
-
-    Attributes:
-      rows: [L, k, T, K, h]; length: []; last: [D], merged hidden state of the last token read.
-      heads, gate: [k], the routing.
-    """
-
-    rows: Rows
-    length: jax.Array
-    last: jax.Array
-    heads: jax.Array
-    gate: jax.Array
-
-
-def empty_rows(model: Wrapped, heads: int, length: int) -> Rows:
-    c = model.base
-    shape = (c.n_layers, heads, length, c.n_kv_heads, c.head_dim)
-    dtype = jnp.dtype(model.dtype)
-    return Rows(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def move_rows(rows: Rows, head, to, source) -> Rows:
-    """Copies rows within one head's buffer; `to` past the end is dropped: [m], [m]."""
-    return Rows(
-        *(x.at[:, head, to].set(x[:, head, source], mode="drop") for x in rows)
-    )
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def write_rows(rows: Rows, head, to, new: Rows) -> Rows:
-    """Writes rows [L, m, K, h] into one head's buffer; `to` past the end is dropped."""
-    return Rows(
-        *(
-            x.at[:, head, to].set(n.astype(x.dtype), mode="drop")
-            for x, n in zip(rows, new, strict=True)
-        )
-    )
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def write_blocks(rows: Rows, head, to, blocks: list) -> Rows:
-    """As `write_rows`, of blocks that come apart: pairs of keys and values [L, K_1, K, h]."""
-    joined = Rows(*(jnp.concatenate(parts, axis=1) for parts in zip(*blocks, strict=True)))
-    return write_rows(rows, head, to, joined)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -121,26 +60,76 @@ def _extended(model, learned, params, buffer, tail, tokens, count, prefix_bias):
     merged = _merge(model, learned, params, hidden, tail.gate)  # [C, D]
     own = jnp.arange(tokens.shape[0])
     where = jnp.where(own < count, tail.length + own, tail.rows.k.shape[2])  # padding is dropped
-    kept = Rows(
+    kept = TailRows(
         *(
             old.at[:, :, where].set(new.astype(old.dtype), mode="drop")
             for old, new in zip(tail.rows, rows, strict=True)
         )
     )
-    last = merged[count - 1].astype(jnp.float32)
+    last = jnp.where(count > 0, merged[count - 1].astype(jnp.float32), tail.last)
     return Tail(kept, tail.length + count, last, tail.heads, tail.gate), merged
 
 
-class Said(NamedTuple):
-    """One token that was drawn, and read: still on the device.
+class Draws(NamedTuple):
+    """What the lanes of one step of decoding draw by.
 
     Attributes:
-      token: []; nll: [1], of it; last: [D], the tail's `last` with it.
+      keys: [S], of the seeds; numbers: [S], how many tokens each has drawn before this one.
+      settings: temperature, top_k and top_p, [S] each.
+      active: [S] bool; the others draw nothing and stay as they are.
+    """
+
+    keys: jax.Array
+    numbers: jax.Array
+    settings: tuple
+    active: jax.Array
+
+
+class Said(NamedTuple):
+    """A token of every lane that was drawn, and read: still on the device.
+
+    Attributes:
+      token: [S]; nll: [S], of them; last: [S, D], the tails' `last` with them.
     """
 
     token: jax.Array
     nll: jax.Array
     last: jax.Array
+
+
+SIDE_BY_SIDE = Tail(rows=1, length=0, last=0, heads=0, gate=0)  # where each field has its lanes
+
+
+@jax.jit
+def side_by_side(tails: list[Tail]) -> Tail:
+    """Tails of several lanes in one: rows [L, S, k, T, K, h], the rest [S, …]."""
+    return _by_field(lambda axis, *xs: jnp.stack(xs, axis), *tails)
+
+
+@jax.jit
+def tail_of(tails: Tail, lane) -> Tail:
+    """One lane's tail, in arrays of its own."""
+
+    def one(axis, x):
+        return jax.lax.dynamic_index_in_dim(x, lane, axis, keepdims=False)
+
+    return _by_field(one, tails)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def with_tail(tails: Tail, lane, tail: Tail) -> Tail:
+    """`tails` with another of one lane."""
+
+    def put(axis, x, new):
+        return jax.lax.dynamic_update_index_in_dim(x, new, lane, axis)
+
+    return _by_field(put, tails, tail)
+
+
+def _by_field(of, *tails):
+    """`of(axis of the lanes, *arrays)` of every array in some tails."""
+    fields = zip(SIDE_BY_SIDE, *tails, strict=True)
+    return Tail(*(jax.tree.map(functools.partial(of, axis), *parts) for axis, *parts in fields))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
@@ -150,28 +139,32 @@ def say(
     kind: str,
     params: dict,
     buffer: Buffer,
-    rows: Rows,
-    tail: Tail,
-    key: jax.Array,
-    number: jax.Array,
-    settings: tuple,
+    rows: TailRows,
+    tails: Tail,
+    draws: Draws,
     prefix_bias: jax.Array,
 ) -> tuple[Tail, Said]:
-    """Draws the token that follows the last one read, and reads it: the one step of decoding.
+    """Draws in every lane the token that follows the last one read, and reads it: the one step of
+    decoding.
 
     Args:
-      rows: the tail's, which are used up; `tail` comes without them, and stays.
-      key, number: the seed's key, and how many tokens it has drawn before this one.
-      kind, settings: `Sampling.kind`, and temperature, top_k and top_p.
+      buffer: of all lanes, see `Lanes.whole`.
+      rows: the tails', which are used up; `tails` comes without them, and stays.
+      kind: `Sampling.kind`, of all.
     """
-    # In the model's own type: else the head would be converted at every step.
-    scores = logits(params["base"], tail.last.astype(model.dtype))
-    token = draw(kind, jax.random.fold_in(key, number), scores, *settings).astype(jnp.int32)
-    tail, _ = _extended(
-        model, learned, params, buffer, tail._replace(rows=rows), token[None], 1, prefix_bias
-    )
-    nll = jax.nn.logsumexp(scores) - scores[token]
-    return tail, Said(token, nll[None], tail.last)
+    lanes = len(draws.active)
+
+    def one(rows, count, tail, key, number, settings, active):
+        # In the model's own type: else the head would be converted at every step.
+        scores = logits(params["base"], tail.last.astype(model.dtype))
+        token = draw(kind, jax.random.fold_in(key, number), scores, *settings).astype(jnp.int32)
+        behind = Buffer(buffer.prefix, rows, count), tail, token[None], active.astype(jnp.int32)
+        tail, _ = _extended(model, learned, params, *behind, prefix_bias)
+        return tail, Said(token, jax.nn.logsumexp(scores) - scores[token], tail.last)
+
+    apart = Rows(*(x.reshape(len(x), lanes, -1, *x.shape[2:]) for x in buffer.rows))
+    each = jax.vmap(one, in_axes=(1, 0, SIDE_BY_SIDE, 0, 0, 0, 0), out_axes=(SIDE_BY_SIDE, 0))
+    return each(apart, buffer.count, tails._replace(rows=rows), *draws)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -201,37 +194,19 @@ def _nll(params, hidden, targets):
 
 
 def _read_behind(model, params, buffer, tail, tokens, prefix_bias):
-    """Hidden states [k, C, D] and rows [L, k, C, K, h] of tokens, one batch row a chosen head."""
-    k, c = tail.heads.shape[0], tokens.shape[0]
-    prefix = buffer.prefix
-    p, r, t = prefix.k.shape[2], buffer.positions.shape[1], tail.rows.k.shape[2]
-    rows = Rows(
-        *(
-            jnp.concatenate(
-                [jnp.broadcast_to(a, (a.shape[0], k, *a.shape[2:])), b[:, tail.heads], d], axis=2
-            )
-            for a, b, d in zip(prefix, buffer.rows, tail.rows, strict=True)
-        )
-    )
-    count = buffer.count[tail.heads][:, None]  # [k, 1]
-    positions = jnp.concatenate(
-        [
-            jnp.broadcast_to(jnp.arange(p), (k, p)),
-            p + buffer.positions[tail.heads],
-            p + count + jnp.arange(t),
-        ],
-        axis=1,
-    )
+    """Hidden states [k, C, D] and rows [L, k, C, K, h] of tokens, one batch row a running head."""
+    k, c = buffer.count.shape[0], tokens.shape[0]
+    p, r, t = (x.shape[2] for x in (buffer.prefix.k, buffer.rows.k, tail.rows.k))
+    count = buffer.count[:, None]  # [k, 1]
     seen = jnp.concatenate(
         [jnp.arange(r) < count, jnp.broadcast_to(jnp.arange(t) < tail.length, (k, t))], axis=1
     )
     bias = jnp.where(seen, 0.0, NEGATIVE)
     bias = jnp.concatenate([jnp.broadcast_to(prefix_bias, (k, p)), bias], axis=1)
-    own = p + count + tail.length + jnp.arange(c)
-    out = read(
-        model, params, jnp.broadcast_to(tokens, (k, c)), own, Context(rows, positions, bias)
-    )
-    return out.hidden, out.rows
+    parts = buffer.prefix, buffer.rows, Rows(tail.rows.rotated, tail.rows.v)
+    own = p + count + tail.length + jnp.arange(c)  # where they stand: [k, C]
+    out = read(model, params, jnp.broadcast_to(tokens, (k, c)), own, Ready(parts, bias))
+    return out.hidden, TailRows(*out.rows, rotated(model.base, out.rows.k, own))
 
 
 def _merge(model, learned, params, hidden, gate):
@@ -255,7 +230,8 @@ def routed(
         variables = {"params": params["mof"]["router"]}
         worth = model.router.apply(variables, query[:, None], stats[None])
     chosen = route(worth, top)
-    return Routing(chosen.heads[0], chosen.gate[0])
+    order = jnp.argsort(chosen.heads[0])  # so that all heads stand as they lie
+    return Routing(chosen.heads[0][order], chosen.gate[0][order])
 
 
 @jax.jit
@@ -269,8 +245,10 @@ def drawn_from(logits: jax.Array, key: jax.Array, number, sampling: Sampling) ->
     return _drawn_from(sampling.kind, logits, key, number, settings_of(sampling))
 
 
-def settings_of(sampling: Sampling) -> tuple:
-    """For `say`: what may change without compiling anew."""
+def settings_of(sampling: Sampling, kind: str = "") -> tuple:
+    """For `say`: what may change without compiling anew; `kind`: the program's, if not its own."""
+    if kind == "cut" and sampling.kind == "greedy":
+        return np.float32(1.0), np.int32(1), np.float32(1.0)  # one token to choose from
     return np.float32(sampling.temperature), np.int32(sampling.top_k), np.float32(sampling.top_p)
 
 

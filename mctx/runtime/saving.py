@@ -27,16 +27,15 @@ import numpy as np
 
 from mctx.errors import UserError
 from mctx.focus.layout import Layout
-from mctx.models.base import Rows
 from mctx.opened import Opened, fingerprint
 from mctx.runtime.config import SessionConfig
-from mctx.runtime.reading import Tail
+from mctx.runtime.rows import Tail, TailRows
 from mctx.runtime.windows import Found
 from mctx.tree.arrays import open_kvstore
 from mctx.tree.head import Head, HeadRecord, explained
 from mctx.tree.store import Tree
 
-MAGIC, FORMAT = b"megacontext-session", 1
+MAGIC, FORMAT = b"megacontext-session", 2
 IDENTITY = "identity"  # the note by which a tree is told from another at the same place
 # Settings that decide how fast a session is and how much memory it takes, never what it says.
 PACE = {
@@ -223,9 +222,10 @@ def _restore(saved: Saved, session) -> None:
     session.fresh, session.has_read = facts["fresh"], facts["has_read"]
     session.refocuses = facts["refocuses"]
     session.layouts, session.shown = Layout(**of("layouts")), Layout(**of("shown"))
-    rows = Rows(jnp.asarray(tail.pop("k")), jnp.asarray(tail.pop("v")))
+    rows = TailRows(*(jnp.asarray(tail.pop(name)) for name in TailRows._fields))
     session.tail = Tail(rows, **{name: jnp.asarray(x) for name, x in tail.items()})
     session.assembly.restore(of("assembly"))
+    session.assembly.stand(session.tail.heads)
     if cached:
         addresses = map(tuple, cached["address"].tolist())
         session.cache.hold(map(Found, addresses, cached["k"], cached["v"]))
@@ -259,13 +259,15 @@ def decode(record: bytes, where: str) -> Saved:
     try:
         magic, version, checksum, length = line.split(b" ")
         # What a killed writer left of a longer record may stand behind this one (see head.py).
-        data, newer = data[: int(length)], int(version) > FORMAT
+        data, version = data[: int(length)], int(version)
     except ValueError:
         magic = checksum = b""
     if magic != MAGIC or checksum != b"%08x" % zlib.crc32(data):
         raise UserError(f"{where} is damaged: restore it from a copy, or begin anew.")
-    if newer:
+    if version > FORMAT:
         raise UserError(f"{where} has a newer format than this program reads: update MegaContext.")
+    if version < FORMAT:
+        raise UserError(f"{where} was saved by an older program: begin a new session on its tree.")
     with np.load(io.BytesIO(data), allow_pickle=False) as found:
         arrays = {name: found[name] for name in found.files}
     facts = json.loads(str(arrays.pop("facts")))

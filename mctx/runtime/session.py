@@ -26,19 +26,11 @@ from mctx.focus.layout import Dead, Layout, validate
 from mctx.models.attention import NEGATIVE
 from mctx.models.router import Routing
 from mctx.opened import Opened
-from mctx.runtime import (
-    deciding,
-    decoding,
-    focusing,
-    generation,
-    reading,
-    refocusing,
-    saving,
-    tailing,
-)
+from mctx.runtime import deciding, decoding, focusing, generation, refocusing, saving, tailing
 from mctx.runtime.assembly import Assembly, GistRows
 from mctx.runtime.cache import BlockCache
 from mctx.runtime.config import SessionConfig, check, focus_configs
+from mctx.runtime.lanes import Lanes, lanes_for
 from mctx.runtime.memory import room_for
 from mctx.runtime.opening import open_history
 from mctx.runtime.sampling import Sampling
@@ -67,6 +59,7 @@ class Session:
       worths: scores blocks, session -> [blocks] nats; default: the lens, or recency without one.
       on_refocus: called with the session and the telemetry of every refocus.
       gist_rows: what the base reads for gists, instead of what GistNet made of them (baselines).
+      lane: where its rows stand beside those of other sessions (`SessionBatch`); default: alone.
       saved: what `saving.load` read; use `Session.load`.
 
     Attributes:
@@ -84,6 +77,7 @@ class Session:
         worths: Worths | None = None,
         on_refocus: Callable[[Session, dict], None] | None = None,
         gist_rows: GistRows | None = None,
+        lane: tuple[Lanes, int] | None = None,
         mounts: Sequence[Tree | str | Path] = (),
         saved: Callable[[Session], None] | None = None,
     ):
@@ -100,13 +94,16 @@ class Session:
         self.own_worths, self.own_gists = worths is not None, gist_rows is not None
         self.worths = worths or (None if "lensnet" in self.params else focusing.recency)
         self.on_refocus = on_refocus
-        self.assembly = self._own_assembly(gist_rows)
+        size = self.config, self.focus.budget
+        self.lanes, self.lane = lane or (lanes_for(self.model, *size, self.reader.prefix), 0)
+        of = self.model, self.params, self.tree, self.cache, self.focus
+        self.assembly = Assembly(*of, self.lanes, self.lane, gist_rows)
         self.watch, self.probe = Watch(self.focus), Probe(self.config.probe_every)
         self.spending = Spending(self)
         self.storing = Storing(self.tree.own, self.config.unstored)
         self.refocuses = 0
         self._owed = self._behind = False
-        self._drawing: Iterator[int] | None = None
+        self._drawing: decoding.Line | None = None
         if saved:
             saved(self)
         else:
@@ -144,19 +141,6 @@ class Session:
         c = self.config
         bytes_ = c.cache_bytes, c.device_bytes, c.disk_bytes
         return BlockCache(self.reader, self.tree, *bytes_, c.disk_folder or None)
-
-    def _own_assembly(self, gist_rows):
-        with room_for("the rows of the working contexts", self.config, "budget", "heads"):
-            return Assembly(
-                self.model,
-                self.params,
-                self.tree,
-                self.cache,
-                self.focus,
-                self.config.heads,
-                self.reader.prefix,
-                gist_rows,
-            )
 
     # -- history ---------------------------------------------------------------------------
 
@@ -229,7 +213,7 @@ class Session:
         return nll
 
     def generate(self, text: str = "", tokens: int = 64, **how) -> str:
-        """Continues the history after `text`; `how`: see `generation.stream`."""
+        """Continues the history after `text`; `how`: see `generation.asked`."""
         return "".join(self.stream(text, tokens, **how))
 
     def stream(self, text: str = "", tokens: int = 64, **how) -> Iterator[str]:
@@ -239,11 +223,15 @@ class Session:
         """
         return self._say(text, generation.stream(self, tokens, **how))
 
-    def _say(self, text, pieces):
-        if text:
+    def prompt(self, text: str | np.ndarray = "") -> None:
+        """Reads a text, which may be empty if there is a history, to be continued."""
+        if len(text):
             self.read_tokens(self._ids(text))
         if not (self.has_read or self.blocks or len(self.ingestion.waiting)):
             raise UserError("there is nothing to continue: give a prompt or ingest text first.")
+
+    def _say(self, text, pieces):
+        self.prompt(text)
         try:
             yield from pieces
         finally:
@@ -252,8 +240,12 @@ class Session:
 
     def drawn(self, count: int, sampling: Sampling) -> Iterator[int]:
         """Tokens drawn after the last one read, for `generation.stream`."""
+        return decoding.drawn(self.line(count, sampling))
+
+    def line(self, count: int, sampling: Sampling) -> decoding.Line:
+        """A continuation that any other use of the session ends."""
         self._ready(grows=True)
-        self._drawing = decoding.drawn(self, count, sampling)
+        self._drawing = decoding.Line(self, count, sampling)
         return self._drawing
 
     def _ids(self, text):
@@ -312,16 +304,7 @@ class Session:
     def peek(self, tokens: np.ndarray) -> np.ndarray:
         """NLL of tokens[1:] behind the present focus, leaving everything as it was: [n - 1]."""
         self._ready()
-        nll = reading.peek(
-            self.model,
-            self.config.merger == "learned",
-            self.params,
-            self.assembly.buffer,
-            self.tail,
-            np.asarray(tokens, np.int32),
-            self.prefix_bias,
-        )
-        return np.asarray(nll)
+        return tailing.peek(self, np.asarray(tokens, np.int32))
 
     def read_tokens(self, tokens: np.ndarray) -> np.ndarray:
         """As `predict`, for ids, without a commit of its own at the end."""
@@ -380,9 +363,9 @@ class Session:
 
         grows: the history is about to: not while more waits for the store than may.
         """
-        drawing, self._drawing = self._drawing, None
-        if drawing is not None and not drawing.gi_running:
-            drawing.close()
+        if self._drawing is not None and not self._drawing.busy:
+            self._drawing.close()
+            self._drawing = None
         if grows and self.storing.full:
             self.storing.due()
         if self._behind:

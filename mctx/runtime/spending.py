@@ -27,11 +27,14 @@ class Spending:
 
     def read(self, size: int) -> None:
         """One call that reads `size` tokens into the tail."""
-        s = self._session
+        s, count = self._session, self._own["read"]
+        if size in count:
+            count.again(size, 1)
+            return
         static = s.model, s.config.merger == "learned"
         behind = s.params, s.assembly.buffer, s.tail
         tokens = np.zeros(size, np.int32), np.int32(size), s.prefix_bias
-        self._own["read"].add(size, 1, reading.extend, static, *behind, *tokens)
+        count.add(size, 1, reading.extend, static, *behind, *tokens)
 
     def scored(self, focus: FocusConfig, heads: int) -> None:
         """One look of the lens at the layouts of some heads."""

@@ -25,6 +25,11 @@ class Memory:
     def __len__(self) -> int:
         return len(self._held)
 
+    @property
+    def nbytes(self) -> int:
+        """Of all pairs that are held."""
+        return self._bytes
+
     def items(self) -> Iterator[tuple[Any, Pair]]:
         """What is held, the least recently used first."""
         return iter(self._held.items())

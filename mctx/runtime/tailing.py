@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mctx.models.router import Routing
-from mctx.runtime import reading
-from mctx.runtime.reading import Tail
+from mctx.runtime import reading, rows
+from mctx.runtime.rows import Tail
 from mctx.tree.documents import last_live
 
 
@@ -16,7 +16,7 @@ def empty(session) -> Tail:
     config, top = session.config, session.config.top
     size = session.interval + (config.reread if config.tail == "reread" else 0)
     return Tail(
-        reading.empty_rows(session.model, top, size),
+        rows.empty_tail_rows(session.model, top, size),
         np.int32(0),
         jnp.zeros(session.model.base.d_model),
         *Routing(np.arange(top, dtype=np.int32), np.zeros(top, np.float32)),
@@ -24,7 +24,9 @@ def empty(session) -> Tail:
 
 
 def clear(session, routing: Routing) -> None:
-    """Forgets the tail's rows; what was read last still predicts the next token."""
+    """The routed heads stand on what was assembled, and the tail's rows are forgotten; what was
+    read last still predicts the next token."""
+    session.assembly.stand(routing.heads)
     session.tail = session.tail._replace(
         length=np.int32(0), heads=routing.heads, gate=routing.gate
     )
@@ -56,6 +58,13 @@ def read(session, tokens: np.ndarray) -> list[tuple]:
     return out
 
 
+def peek(session, tokens: np.ndarray) -> np.ndarray:
+    """NLL of tokens[1:] behind what is shown and the tail, which stays as it is: [n - 1]."""
+    learned, behind = session.config.merger == "learned", session.assembly.buffer
+    of = session.model, learned, session.params, behind, session.tail
+    return np.asarray(reading.peek(*of, tokens, session.prefix_bias))
+
+
 def stand_at_end(session) -> None:
     """After `seek`, what the last tokens say is read once, so that the next can be predicted.
 
@@ -67,7 +76,9 @@ def stand_at_end(session) -> None:
         return
     last = live(session, 1)
     if len(last) and session.config.tail != "reread":
+        routing = Routing(session.tail.heads, session.tail.gate)
         session.assembly.assemble(session.shown, before=last[0])
+        clear(session, routing)
         read(session, tokens_of(session, last))
         session.assembly.assemble(session.shown)
         clear(session, Routing(session.tail.heads, session.tail.gate))

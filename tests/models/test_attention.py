@@ -59,6 +59,15 @@ def test_xla_equals_the_formula(t, s, causal, kv_heads):
     assert_same(with_gradients(ours, q, k, v, bias), wanted, atol=1e-5)
 
 
+def test_keys_that_stand_in_parts_are_read_like_joined_ones():
+    q, k, v = draw(3, 9)
+    k[1, :2], v[1, :2] = k[0, :2], v[0, :2]  # the first part is everybody's
+    bias = np.where(np.arange(9) % 4 == 2, NEGATIVE, 0.0) * np.ones((2, 1))
+    parts = (k[:1, :2], v[:1, :2]), (k[:, 2:2], v[:, 2:2]), (k[:, 2:6], v[:, 2:6])
+    got = attention(q, k[:, 6:], v[:, 6:], behind=parts, bias=bias)
+    np.testing.assert_allclose(got, reference(q, k, v, bias), atol=1e-5)
+
+
 def test_no_bias_is_a_bias_of_zero():
     q, k, v = draw(4, 7)
     zero = attention(q, k, v, bias=np.zeros((2, 7), np.float32))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mctx.errors import UserError
-from mctx.runtime import Session
+from mctx.runtime import Session, saving
 from mctx.tree.store import Tree
 from mctx.tree.verify import verify
 from tests.runtime.small import (
@@ -116,8 +116,10 @@ def test_a_damaged_record_is_refused(tree):
         damaged[place_] ^= 1
         record.write_bytes(damaged)
         refused("damaged", tree)
-    record.write_bytes(intact.replace(b"session 1 ", b"session 2 ", 1))
-    refused("newer format", tree)
+    now = b"session %d " % saving.FORMAT
+    for other, words in ((saving.FORMAT + 1, "newer format"), (saving.FORMAT - 1, "older program")):
+        record.write_bytes(intact.replace(now, b"session %d " % other, 1))
+        refused(words, tree)
     record.write_bytes(intact)
     assert not verify(str(tree)).problems and not verify(str(tree)).foreign
 

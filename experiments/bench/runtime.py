@@ -1,0 +1,193 @@
+"""The rows of `bench runtime`: what a token, a question and a refocus cost."""
+
+from __future__ import annotations
+
+import argparse
+
+import jax
+import numpy as np
+
+from experiments.bench.measure import row
+from experiments.bench.refocusing import changed, gate, share
+from experiments.bench.subject import Sizes, Steps, Subject, bandwidth, read_once, seconds
+from mctx.errors import UserError
+from mctx.models.base import count_parameters
+from mctx.runtime import Session
+
+INTERVAL = "quartiles of the repetitions"
+NOTES = [
+    "Tokens are drawn by chance, and so are the gists of the long histories, which nobody read; "
+    "every window that is opened is read by the base. A token's time holds its share of the "
+    "refocus, of ingest and of the store, unless it says otherwise.",
+    "Ratios are of neighbouring repetitions in one process. Full attention is the same step over "
+    "rows that hold the whole history, without refocus.",
+]
+SMOKE = Sizes(4096, 1024, 1024, 1024, 256, 32, 2, (1, 2))
+ON_CPU = Sizes(2**20, 2**13, 2**14, 2**13, 1024, 128, 7, (1, 2, 4, 8))
+ON_DEVICE = Sizes(10 * 2**20, 2**13, 2**17, 2**16, 4096, 256, 9, (1, 2, 4, 8, 16, 32))
+MIB = 2**20
+COLUMNS = ("what", "value", "unit", "low", "high", "goal", "reached", "n")
+
+
+def token(subject: Subject, args: argparse.Namespace) -> list[dict]:
+    """A generated token and the memory held, behind a long history against a short one."""
+    sizes, held, made = subject.sizes, [], []
+    for length in (sizes.short, sizes.long, sizes.short):  # the first makes what all share
+        before = _on_device()
+        made.append(subject.session(subject.history(length)))
+        made[-1].generate(tokens=sizes.tokens)
+        held.append(_on_device() - before)
+    made, held = made[1:], held[1:]
+    times = np.array(
+        [[_generating(s, sizes.tokens) for s in made] for _ in _times(subject)]
+    )
+    per_token, ratios = 1e3 * times / sizes.tokens, times[:, 0] / times[:, 1]
+    windows = [s.cache.windows_read / s.refocuses for s in made]
+    names = [f"token, history of {n:,}" for n in (sizes.long, sizes.short)]
+    cached, most = [s.cache.nbytes / MIB for s in made], made[0].config.cache_bytes / MIB
+    return [
+        row(names[0], per_token[:, 0], "ms", "", True, windows_a_refocus=windows[0]),
+        row(names[1], per_token[:, 1], "ms", "", True, windows_a_refocus=windows[1]),
+        row("the one against the other", ratios, "×", "≤ 1.05", np.median(ratios) <= 1.05),
+        row("device memory, likewise", [held[0] / held[1]], "×", "= 1", held[0] == held[1]),
+        row("rows cached by the host", cached[:1], "MiB", f"≤ {most:g}", cached[0] <= most),
+    ]
+
+
+def full(subject: Subject, args: argparse.Namespace) -> list[dict]:
+    """Against full attention with a cache of keys and values, in the same code."""
+    sizes, found = subject.sizes, []
+    for lanes in (1, max(sizes.batches)):
+        whole = Steps(subject, sizes.full, lanes)
+        batch = subject.batch([subject.history(sizes.short) for _ in range(lanes)])
+        asks = [dict(tokens=sizes.tokens)] * lanes
+        batch.generate(asks), whole.seconds(2)
+        ours = [seconds(lambda: batch.generate(asks)) / sizes.tokens for _ in _times(subject)]  # noqa: B023
+        theirs = [whole.seconds(8) for _ in ours]
+        ratios = np.array(theirs) / ours
+        memory = whole.bytes / batch.sessions[0].lanes.nbytes
+        goal = 10 if lanes >= 8 and sizes.full >= 2**17 else 0
+        said = f"full attention over {sizes.full:,}, batch {lanes}"
+        found += [
+            row(f"token of {said}", ratios, "× ours", f"≥ {goal}" if goal else "",
+                np.median(ratios) >= goal, ms=1e3 * float(np.median(theirs))),
+            row(f"keys and values of {said}", [memory], "× ours", "≥ 20" if goal else "",
+                memory >= 2 * goal),
+        ]
+    return found
+
+
+def question(subject: Subject, args: argparse.Namespace) -> list[dict]:
+    """Seconds to the first token of an answer, against the base on question and recent text.
+
+    The question is of another subject: what it opens is cold. One session waits for it, the other
+    shows gists until the windows are read.
+    """
+    sizes, asked = subject.sizes, 2 * subject.model.gist.block
+    prefill, params, found = read_once(subject.model), subject.opened.params, []
+    for cold, goal in ("async", "≤ 1.5"), ("sync", ""):
+        session = subject.session(subject.history(sizes.long), cold=cold)
+        recent = session.config.recent * subject.model.gist.block
+        alone = subject.words(recent + asked, 1)
+        ours, ratios = [], []
+        for i in range(sizes.repetitions + 1):
+            before, words = session.cache.windows_read, subject.words(asked, 2 + i)
+            ours.append(seconds(lambda: next(session.stream(words, tokens=1))))  # noqa: B023
+            ratios.append(ours[-1] / seconds(lambda: prefill(params, alone)))  # noqa: B023
+        ratios, last = ratios[1:], session.cache.windows_read - before
+        what = f"first token, {asked} tokens asked behind {sizes.long:,}, {cold}"
+        found += [
+            row(what, 1e3 * np.array(ours[1:]), "ms", "", True, windows_of_the_last=last),
+            row(f"the same, {cold}", ratios, f"× the base on {recent + asked}", goal,
+                not goal or np.median(ratios) <= 1.5),
+        ]
+    return found
+
+
+def ingest(subject: Subject, args: argparse.Namespace) -> list[dict]:
+    """Tokens a second that are ingested behind nothing and behind a long history."""
+    sizes = subject.sizes
+    sessions = subject.session(), subject.session(subject.history(sizes.long))
+    words = subject.words(sizes.ingested - sizes.ingested % subject.model.window)
+    times = np.array(
+        [[seconds(lambda: s.ingest(words)) for s in sessions] for _ in _times(subject, 1)]  # noqa: B023
+    )[1:]
+    rates, ratios = len(words) / times, times[:, 0] / times[:, 1]
+    return [
+        row("ingest at the beginning", rates[:, 0], "tokens/s", "", True),
+        row(f"ingest behind {sizes.long:,} tokens, of that", ratios, "×", "≥ 0.95",
+            np.median(ratios) >= 0.95),
+    ]
+
+
+def throughput(subject: Subject, args: argparse.Namespace) -> list[dict]:
+    """Tokens a second of all sessions together, against their number."""
+    sizes, found, one = subject.sizes, [], None
+    for lanes in sizes.batches:
+        batch = subject.batch([subject.history(sizes.short) for _ in range(lanes)])
+        asks = [dict(tokens=sizes.tokens)] * lanes
+        batch.generate(asks)
+        times = [seconds(lambda: batch.generate(asks)) for _ in _times(subject)]  # noqa: B023
+        rates = lanes * sizes.tokens / np.array(times)
+        one = one or float(np.median(rates))
+        more = dict(times_one=float(np.median(rates)) / one)
+        found.append(row(f"{lanes} sessions", rates, "tokens/s", "", True, **more))
+    return found
+
+
+def limit(subject: Subject, args: argparse.Namespace) -> list[dict]:
+    """A step of decoding against the time to read weights and rows once."""
+    steps, sizes = Steps(subject, subject.sizes.budget, 1), subject.sizes
+    weights = sum(x.nbytes for x in jax.tree.leaves(subject.opened.params["base"]))
+    least = (weights + steps.bytes) / bandwidth(16 if args.smoke else 256, sizes.repetitions)
+    steps.seconds(4)
+    times = np.array([steps.seconds(sizes.tokens) for _ in _times(subject)])
+    shares = least / times
+    size = count_parameters(subject.opened.params["base"]) / 1e9
+    on_device = jax.default_backend() != "cpu" and size >= 0.5
+    return [
+        row("step of decoding alone", 1e3 * times, "ms", "", True),
+        row("of the bandwidth that a sum reaches", shares, "×", "≥ 0.6" if on_device else "",
+            np.median(shares) >= 0.6 if on_device else True, billion_parameters=size),
+    ]
+
+
+def _generating(session: Session, tokens: int) -> float:
+    return seconds(lambda: session.generate(tokens=tokens))
+
+
+def _times(subject: Subject, more: int = 0) -> range:
+    return range(subject.sizes.repetitions + more)
+
+
+def _on_device() -> int:
+    return sum(x.nbytes for x in jax.live_arrays())
+
+
+PARTS = {
+    "token": token,
+    "full": full,
+    "question": question,
+    "share": share,
+    "changed": changed,
+    "ingest": ingest,
+    "throughput": throughput,
+    "limit": limit,
+    "gate": gate,
+}
+
+
+def run(args: argparse.Namespace) -> list[dict]:
+    """Rows of all parts, or of those in --only."""
+    wanted = [name for name in args.only.split(",") if name] or list(PARTS)
+    if unknown := set(wanted) - set(PARTS):
+        raise UserError(f"there is no part {', '.join(unknown)}: choose of {', '.join(PARTS)}.")
+    sizes = SMOKE if args.smoke else ON_CPU if jax.default_backend() == "cpu" else ON_DEVICE
+    subject = Subject(args, sizes)
+    return [_told(found) for name in wanted for found in PARTS[name](subject, args)]
+
+
+def _told(found: dict) -> dict:
+    """A row whose own facts stand in one column."""
+    own = [f"{name.replace('_', ' ')} {found[name]:.3g}" for name in found if name not in COLUMNS]
+    return {name: found[name] for name in COLUMNS if name in found} | {"detail": ", ".join(own)}
