@@ -25,7 +25,7 @@ class Book(NamedTuple):
     group: int  # HELD_OUT, VALID or TRAIN
 
 
-def _author(name: str) -> str:
+def author_key(name: str) -> str:
     """An author however spelled: `R. D. Blackmore` and `R.D. blackmore` are one."""
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
@@ -43,9 +43,9 @@ def without_held_authors(found: list[Book]) -> tuple[list[Book], Counter]:
     """Drop books by authors of an earlier group; says how many of each group were."""
     first: dict[str, int] = {}
     for book in found:  # in order of group
-        first.setdefault(_author(book.author), book.group)
+        first.setdefault(author_key(book.author), book.group)
     first.pop("", None)  # nobody knows who wrote these
-    kept = [book for book in found if first.get(_author(book.author), book.group) == book.group]
+    kept = [book for book in found if first.get(author_key(book.author), book.group) == book.group]
     return kept, Counter(b.group for b in found) - Counter(b.group for b in kept)
 
 

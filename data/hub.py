@@ -1,4 +1,8 @@
-"""Texts of a data set of the Hugging Face hub, PG-19 say, through the library `datasets`."""
+"""Texts of a data set of the Hugging Face hub, PG-19 say, through the library `datasets`.
+
+A data set that is a script, as `deepmind/pg19` is, wants `datasets<4`; later ones read its copies
+in Parquet.
+"""
 
 from collections.abc import Iterator
 

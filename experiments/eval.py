@@ -19,7 +19,8 @@ edits        a document is replaced, and the answer must change
 The first three take segments of text and are run, where the checkpoint has their parts, if no
 suite is named. The others put every method of `experiments.methods` behind the same histories, at
 equal budget; each writes DIR/eval/NAME.json, with all that is needed to make it again, and
-NAME.jsonl, a record for every sample and method: run again, an interrupted run goes on there.
+NAME.jsonl, a record for every sample and method. Records of the first three, one a suite, are in
+segments.jsonl. Run again, an interrupted run goes on behind them.
 The text is, unless given, packages of this Python that the checkpoint was never trained on.
 --smoke takes few samples of each, to see that all works.
 """
@@ -50,13 +51,8 @@ from experiments.suites import (
     results,
     retrieval,
 )
-from experiments.suites.segments import (
-    Streams,
-    corpus_streams,
-    cut,
-    held_out_streams,
-    source_streams,
-)
+from experiments.suites.segments import Streams, corpus_streams, cut
+from experiments.suites.texts import HELD_OUT, source_streams
 from experiments.tables import print_table
 from mctx import checkpoint
 from mctx.errors import UserError
@@ -73,7 +69,7 @@ ASKING: dict[str, Asking] = {
     "edits": edits.SUITE,
 }
 ALL = "all"
-HELD_OUT = 1_000_000  # tokens of packages to draw from
+HELD_OUT_TOKENS = 1_000_000  # tokens of packages to draw from
 SMOKE_SEGMENTS, SMOKE_HELD_OUT = 4, 50_000
 
 
@@ -92,7 +88,7 @@ def flags() -> argparse.ArgumentParser:
     source.add_argument("--corpus", type=Path, help="a folder made by data.corpus (first three)")
     source.add_argument(
         "--input", nargs="+", metavar="SOURCE",
-        help="file, folder, package:NAME, hf:NAME or (long_nll) held-out",
+        help="file, folder, package:NAME, hf:NAME or held-out",
     )  # fmt: skip
     names = [*SUITES, *ASKING, ALL]
     add("--suite", "--suites", nargs="+", choices=names, metavar="NAME", help="what to run, or all")
@@ -127,40 +123,34 @@ def chosen_suites(directory: Path, names: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys([*can, *ASKING] if ALL in names else names))
 
 
-def read_streams(args: argparse.Namespace, directory: Path, opened: Opened) -> Streams:
+def read_streams(
+    args: argparse.Namespace, directory: Path, opened: Opened
+) -> tuple[Streams, list[str]]:
+    """What the first three are measured on, and notes on what was left out."""
     if args.corpus:
-        return corpus_streams(args.corpus, opened.model.base.vocab_size)
-    if args.input:
-        return source_streams(args.input, opened.tokenizer)
-    enough = SMOKE_HELD_OUT if args.smoke else HELD_OUT
-    return held_out_streams(directory, enough, opened.tokenizer)
+        return corpus_streams(args.corpus, opened.model.base.vocab_size), []
+    enough = SMOKE_HELD_OUT if args.smoke else HELD_OUT_TOKENS
+    return source_streams(args.input or [HELD_OUT], directory, opened.tokenizer, enough)
 
 
-def run_suite(
-    suite: Suite, opened: Opened, streams: Streams, segments: int, seed: int
-) -> tuple[dict[str, list[dict]], list[str]] | None:
-    """Rows by name of result, and notes; None where the base's window is too short."""
+def measure(name: str, args, opened: Opened, text: tuple, command: str, out: Path) -> list[Path]:
+    """Runs one suite of segments; returns its result files: none where the window is too short."""
+    suite, (streams, notes) = SUITES[name], text
     length = suite.length(opened.model)
     if length is None:
-        return None
-    tokens, names = cut(streams, length, segments, seed)
-    rows = suite.measure(opened.model, opened.params, tokens, seed)
-    listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-    return rows, [*suite.notes, f"{len(tokens)} segments of {length:,} tokens out of: {listed}."]
-
-
-def measure(name: str, args, opened: Opened, streams: Streams, command: str, out: Path) -> list:
-    """Runs one suite of segments; returns its result files."""
-    segments = SMOKE_SEGMENTS if args.smoke else args.segments
-    found = run_suite(SUITES[name], opened, streams, segments, args.seed)
-    if found is None:
         print(f"{name}: left out, the base's trained window is too short.", file=sys.stderr)
         return []
+    tokens, sources = cut(streams, length, SMOKE_SEGMENTS if args.smoke else args.segments,
+                          args.seed)  # fmt: skip
+    found, records = results.measured(name, suite, opened, tokens, args.seed, out)
+    listed = ", ".join(sources[:12]) + (f" and {len(sources) - 12} more" * (len(sources) > 12))
+    told = f"{len(tokens)} segments of {length:,} tokens out of: {listed}."
     made = []
-    for suite, rows in found[0].items():
-        result = f"{suite}-{args.label}" if args.label else suite
+    for measured, rows in found.items():
+        result = f"{measured}-{args.label}" if args.label else measured
         made.append(out / f"{result}.json")
-        entry.write_result(made[-1], command, args.seed, rows, name=result, notes=found[1])
+        entry.write_result(made[-1], command, args.seed, rows, name=result, records=records,
+                           notes=[*suite.notes, *notes, told])  # fmt: skip
     return made
 
 
@@ -172,14 +162,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     directory = args.workdir or args.checkpoint
     names = chosen_suites(directory, args.suite)
     opened = open_checkpoint(directory, items(directory, names), args.step)
-    streams = read_streams(args, directory, opened) if set(names) & set(SUITES) else {}
+    text = read_streams(args, directory, opened) if set(names) & set(SUITES) else ({}, [])
     command, out = entry.command(parser, arguments), args.out or directory / "eval"
     reader = Reader(opened.model, opened.params) if set(names) & set(ASKING) else None
     console, everything = Console(), []
     for name in names:
         began = time.perf_counter()
         if name in SUITES:
-            made = measure(name, args, opened, streams, command, out)
+            made = measure(name, args, opened, text, command, out)
         else:
             plan, notes = planning.plan_of(name, ASKING[name], args, reader, opened)
             made = [results.ask(name, ASKING[name], plan, command, out, notes)]

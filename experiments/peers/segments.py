@@ -24,12 +24,13 @@ import numpy as np
 from experiments import entry, export_hf
 from experiments.suites.base import tail_of_base
 from experiments.suites.rows import in_batches
-from experiments.suites.segments import cut, held_out_streams, source_streams
+from experiments.suites.segments import cut
+from experiments.suites.texts import HELD_OUT, source_streams
 from mctx.errors import UserError
 from mctx.models.wrapped import Wrapped
 from mctx.opened import Opened, open_checkpoint
 
-HELD_OUT = 400_000  # tokens of packages to draw from
+HELD_OUT_TOKENS = 400_000  # tokens of packages to draw from
 FILE = "segments.npz"
 
 
@@ -76,10 +77,9 @@ def flags() -> argparse.ArgumentParser:
 
 def draw(args: argparse.Namespace, opened: Opened) -> np.ndarray:
     """The segments, int32 [n, history + tail]."""
-    if args.input:
-        streams = source_streams(args.input, opened.tokenizer)
-    else:
-        streams = held_out_streams(args.checkpoint, HELD_OUT, opened.tokenizer)
+    sources = args.input or [HELD_OUT]
+    streams, notes = source_streams(sources, args.checkpoint, opened.tokenizer, HELD_OUT_TOKENS)
+    print(*notes, sep="\n", end="\n" * bool(notes))
     return cut(streams, args.history + args.tail, args.segments, args.seed)[0]
 
 

@@ -37,6 +37,7 @@ class Asking(NamedTuple):
     rows: (records, plan) -> rows of the result file, each with its `view`.
     notes: of the records: what a reader of the results must know.
     needs: methods that the others are compared with.
+    measure: what of a record tells whether a method beats random blocks, and which way is better.
     interval: what the rows' intervals are.
     """
 
@@ -46,4 +47,5 @@ class Asking(NamedTuple):
     rows: Callable[[Sequence[dict], Plan], list[dict]]
     notes: Callable[[Sequence[dict]], list[str]]
     needs: tuple[str, ...] = ("handed",)
+    measure: tuple[str, str] = ("exact", "higher")
     interval: str = "95 % over samples: Wilson's for hits, bootstrap for scores"

@@ -161,5 +161,6 @@ SUITE = Asking(
     rows,
     notes,
     needs=(FULL, NONE, REFERENCE),
+    measure=("nll", "lower"),
     interval="bootstrap 95 % over packages or authors",
 )

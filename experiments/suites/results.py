@@ -6,11 +6,34 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from experiments import entry
-from experiments.suites import Asking, trials
-from experiments.suites.records import Log, fingerprints, name_of
+from experiments.suites import Asking, Suite, trials
+from experiments.suites.below import below_random
+from experiments.suites.records import Log, digest, fingerprints, name_of
 from experiments.suites.trials import Plan
 from mctx.errors import UserError
+from mctx.opened import Opened
+
+SEGMENTS = "segments.jsonl"  # a record for every suite and text of those that measure segments
+
+
+def measured(
+    name: str, suite: Suite, opened: Opened, tokens: np.ndarray, seed: int, out: Path
+) -> tuple[dict[str, list[dict]], dict]:
+    """Rows of a suite of segments by name of result, and what a result says of their record.
+
+    They are kept in OUT/segments.jsonl: an interrupted run, made again, goes on behind it.
+    """
+    settings = {"fingerprints": fingerprints({i: opened.params[i] for i in suite.items})}
+    log = Log(out / SEGMENTS, settings, commit=entry.git_commit())
+    facts = {"suite": name, "seed": seed, "text": digest(tokens)}
+    if log.get(facts) is None:
+        log.add(facts, suite.measure(opened.model, opened.params, tokens, seed))
+    record = log.get(facts)
+    told = {"file": SEGMENTS, "settings": name_of(settings), "commits": [record["commit"]]}
+    return record["found"], told
 
 
 def ask(
@@ -39,7 +62,7 @@ def ask(
         rows,
         name=name,
         interval=suite.interval,
-        notes=[*suite.notes(records), *notes],
+        notes=[*suite.notes(records), *notes, *below_random(records, *suite.measure, plan.seed)],
         views={key: view.to_dict() for key, view in suite.views.items()},
         costs=cost_rows(facts, plan, costs),
         focus=focus(records),

@@ -1,6 +1,6 @@
 """Text for a measurement: streams of tokens, and segments cut out of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
@@ -42,14 +42,6 @@ def _part_streams(directory: Path, vocab_size: int) -> Streams:
         names[package]: corpus.tokens[start:stop]
         for package, (start, stop) in zip(used, corpus.packages, strict=True)
     }
-
-
-def source_streams(sources: Sequence[str], tokenizer: Tokenizer) -> Streams:
-    """The documents of files, folders or `package:NAME` (see `data.text.load`)."""
-    found: Streams = {}
-    for source in sources:
-        found |= document_streams(text.load(source), tokenizer, source)
-    return found
 
 
 def held_out_streams(checkpoint: Path, tokens: int, tokenizer: Tokenizer) -> Streams:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,8 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 from data import minhash, pieces, text
+from data.books import author_key
 from data.text import Document
-from experiments.suites.segments import PACKAGES, document_streams
+from experiments.suites.segments import (
+    PACKAGES,
+    Streams,
+    document_streams,
+    held_out_streams,
+)
 from mctx.errors import UserError
 from mctx.tokenizer import Tokenizer
 
@@ -47,14 +54,8 @@ def streams(
         if source == HELD_OUT:
             mine = held_out(checkpoint, tokenizer, least, most)
         else:
-            fit, known = unseen(text.load(source), checkpoint)
-            notes.append(
-                f"{source}: the checkpoint does not say what it was trained on, so nobody knows "
-                "whether this text is new to it."
-                if known is None
-                else f"{source}: {known} texts left out because the checkpoint was trained on them "
-                "or on near copies."
-            )
+            fit, note = new_documents(source, checkpoint)
+            notes.append(note)
             mine = by_group(Path(source).name, fit, tokenizer, least, most)
         if len(mine) < 2:
             raise UserError(
@@ -63,6 +64,22 @@ def streams(
             )
         found += mine
     return tuple(found), notes
+
+
+def source_streams(
+    sources: Sequence[str], checkpoint: Path, tokenizer: Tokenizer, tokens: int
+) -> tuple[Streams, list[str]]:
+    """New documents of sources as they come, of `held-out` at most `tokens` tokens; and notes."""
+    found: Streams = {}
+    notes = []
+    for source in sources:
+        if source == HELD_OUT:
+            found |= held_out_streams(checkpoint, tokens, tokenizer)
+        else:
+            fit, note = new_documents(source, checkpoint)
+            notes.append(note)
+            found |= document_streams(fit, tokenizer, source)
+    return found, notes
 
 
 def held_out(checkpoint: Path, tokenizer: Tokenizer, least: int, most: int) -> list[Stream]:
@@ -95,16 +112,39 @@ def by_group(
     ]
 
 
-def unseen(documents: list[Document], checkpoint: Path) -> tuple[list[Document], int | None]:
-    """Documents without those that the checkpoint's sketch knows, and how many those were.
+def new_documents(source: str, checkpoint: Path) -> tuple[list[Document], str]:
+    """What of a source the checkpoint was not trained on, and a note on what was left out."""
+    documents = text.load(source)
+    fit, known = unseen(documents, checkpoint)
+    if known is None:
+        return fit, (
+            f"{source}: the checkpoint does not say what it was trained on, so nobody knows "
+            "whether this text is new to it."
+        )
+    if not fit:
+        raise UserError(
+            f"the checkpoint was trained on all of {source}, or on its authors or packages: name "
+            "a text that is new to it."
+        )
+    return fit, (
+        f"{source}: {known} of {len(documents)} texts left out because the checkpoint was trained "
+        "on them, on near copies, or on their author or package."
+    )
 
-    A long text is known where most of its pieces are. None where the checkpoint has no sketch.
+
+def unseen(documents: list[Document], checkpoint: Path) -> tuple[list[Document], int | None]:
+    """Documents without those that the checkpoint was trained on, and how many those were.
+
+    Such are all of a package or author that its manifest names, texts that its sketch knows, and
+    long ones most of whose pieces it knows. None where the checkpoint has no sketch.
     """
     if not (checkpoint / "sketch.npy").exists():
         return documents, None
-    sketch = np.load(checkpoint / "sketch.npy")
+    sketch, names = np.load(checkpoint / "sketch.npy"), trained_names(checkpoint)
 
     def known(document: Document) -> bool:
+        if author_key(document.package) in names:
+            return True
         whole = minhash.signature(document.text)[None]
         parts = pieces.cut(document.text).signatures
         inside = minhash.in_sketch(sketch, parts).mean() > pieces.MOSTLY
@@ -112,3 +152,10 @@ def unseen(documents: list[Document], checkpoint: Path) -> tuple[list[Document],
 
     fit = [document for document in documents if not known(document)]
     return fit, len(documents) - len(fit)
+
+
+def trained_names(checkpoint: Path) -> frozenset[str]:
+    """Packages and authors that a checkpoint's manifest names, as `author_key` spells them."""
+    path = checkpoint / "manifest.json"
+    packages = json.loads(path.read_text())["packages"] if path.exists() else []
+    return frozenset(author_key(one["name"].partition("/")[0]) for one in packages) - {""}

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from experiments import eval as evaluation
 from experiments.report import load_result
 from experiments.suites import base, gists, lens, rows
-from experiments.suites.segments import cut, source_streams
+from experiments.suites.segments import cut
+from experiments.suites.texts import source_streams
 from mctx.errors import UserError
 from mctx.tokenizer import Tokenizer
 from tests import tiny
@@ -42,7 +43,9 @@ def test_segments_lie_within_streams_and_apart(sizes, length, count):
 def test_documents_end_with_the_end_of_text(bundle, tmp_path):
     (tmp_path / "a.txt").write_text("w1 w2")
     tokenizer = Tokenizer.load(bundle)
-    (stream,) = source_streams([str(tmp_path / "a.txt")], tokenizer).values()
+    streams, notes = source_streams([str(tmp_path / "a.txt")], tmp_path, tokenizer, 0)
+    (stream,) = streams.values()
+    assert "nobody knows" in notes[0]
     np.testing.assert_array_equal(stream, [1, 2, tokenizer.eot_id])
 
 
@@ -108,24 +111,29 @@ def test_the_best_blocks_are_marked():
     )
 
 
-def test_results_are_written_for_what_the_checkpoint_can_do(bundle, tmp_path, capsys):
+def test_results_are_written_for_what_the_checkpoint_can_do(
+    bundle, tmp_path, capsys, monkeypatch
+):
     (tmp_path / "in.txt").write_text(tiny_checkpoint.text(400))
-    evaluation.main(
-        [
-            f"--checkpoint={bundle}",
-            f"--input={tmp_path / 'in.txt'}",
-            f"--out={tmp_path / 'eval'}",
-            f"--json={tmp_path / 'all.json'}",
-            "--smoke",
-        ]
-    )
+    arguments = [
+        f"--checkpoint={bundle}",
+        f"--input={tmp_path / 'in.txt'}",
+        f"--out={tmp_path / 'eval'}",
+        f"--json={tmp_path / 'all.json'}",
+        "--smoke",
+    ]
+    evaluation.main(arguments)
     printed = capsys.readouterr()
     assert "gists: left out" in printed.err and "lens: left out" in printed.err
-    assert [path.name for path in (tmp_path / "eval").iterdir()] == ["base.json"]
+    assert {path.name for path in (tmp_path / "eval").iterdir()} == {"base.json", "segments.jsonl"}
     result = load_result(tmp_path / "eval" / "base.json")
     assert result["name"] == "base" and result["rows"][0]["n"] == evaluation.SMOKE_SEGMENTS
     everything = load_result(tmp_path / "all.json")
     assert everything["rows"][0]["what"] == f"base: {result['rows'][0]['what']}"
+    again = base.SUITE._replace(measure=None)  # run again, nothing is measured again
+    monkeypatch.setitem(evaluation.SUITES, "base", again)
+    evaluation.main(arguments)
+    assert load_result(tmp_path / "eval" / "base.json")["rows"] == result["rows"]
 
 
 @pytest.mark.parametrize(

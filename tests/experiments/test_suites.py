@@ -14,6 +14,7 @@ from experiments import report
 from experiments.methods import Protocol, Scorer
 from experiments.suites import edits, kv, long_nll, results, retrieval, trials
 from experiments.suites.asking import covered, runs
+from experiments.suites.below import below_random
 from experiments.suites.records import Log, fingerprints
 from experiments.suites.texts import Stream
 from experiments.suites.trials import Plan
@@ -229,6 +230,26 @@ def test_long_nll_tells_recovered_where_it_is_defined(plan):
     assert ("nll", "full", 256) not in by and ("delta", "lens", 256) not in by
     flat = [r | {"nll": 2.0} for r in sum(groups, []) if r["defined"]]
     assert not [r for r in long_nll.rows(flat, wide) if r["view"] == "recovered"]
+
+
+def test_what_is_clearly_worse_than_random_blocks_is_named():
+    def one(method, exact, text, **more):
+        where = {"text": text, "length": 64, "budget": 32, "defined": True, **more}
+        return {"method": method, "exact": exact, "nll": 1.0 - exact, **where}
+
+    hits = (1, 0, 1, 1, 1, 0)
+    records = [one("random", hit, text) for text, hit in enumerate(hits)]
+    records += [one("lens", hit, text) for text, hit in enumerate(hits)]
+    assert "No method" in below_random(records, "exact", "higher", 0)[0]
+    poor = records + [one("bm25", 0, text) for text in range(6)]
+    for measure, better in (("exact", "higher"), ("nll", "lower")):
+        (note,) = below_random(poor, measure, better, 0)
+        assert "by: bm25 0.67 [" in note and "(64 tokens, 32 entries)" in note
+        assert "lens" not in note
+    assert "No method" in below_random(poor, "exact", "lower", 0)[0]  # it is told apart by sign
+    few = [r | {"group": r["text"] % 3} for r in poor]
+    assert below_random(few, "exact", "higher", 0) == []  # three packages make no interval
+    assert below_random(poor[6:], "exact", "higher", 0) == []
 
 
 def test_a_replaced_document_is_read_as_if_it_had_always_been_there(plan):

@@ -1,5 +1,6 @@
 """Long texts: grouped as a bootstrap draws them, and nothing that was trained on."""
 
+import json
 import sys
 import types
 
@@ -35,11 +36,17 @@ def test_what_the_checkpoint_was_trained_on_is_left_out(tmp_path):
     assert texts.unseen([known, fresh], tmp_path) == ([known, fresh], None)
     np.save(tmp_path / "sketch.npy", minhash.sketch(minhash.signature(code(1))[None]))
     assert texts.unseen([known, fresh], tmp_path) == ([fresh], 1)
+    (tmp_path / "manifest.json").write_text(json.dumps({"packages": [
+        {"name": "R. D. Blackmore/Lorna Doone"}, {"name": "flax"}, {"name": ""},
+    ]}))
+    new = [Document("R.D. blackmore", "another", code(3)), Document("flaxen", "x", code(4)),
+           Document("", "nobody's", code(5))]
+    assert texts.unseen(new, tmp_path) == (new[1:], 1)  # of an author it knows, a book it does not
     (tmp_path / "in").mkdir()
     for name in ("x", "y"):
         (tmp_path / "in" / name).mkdir()
         (tmp_path / "in" / name / "f.py").write_text(code(1))
-    with pytest.raises(UserError, match="0 packages or authors"):
+    with pytest.raises(UserError, match="trained on all of"):
         texts.streams([str(tmp_path / "in")], tmp_path, bpe.train([code(0)], 400), 10, 20)
 
 
