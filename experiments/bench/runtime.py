@@ -23,7 +23,7 @@ NOTES = [
     "rows that hold the whole history, without refocus.",
 ]
 SMOKE = Sizes(4096, 1024, 1024, 1024, 256, 32, 2, (1, 2))
-ON_CPU = Sizes(2**20, 2**13, 2**14, 2**13, 1024, 128, 7, (1, 2, 4, 8))
+ON_CPU = Sizes(2**18, 2**13, 2**14, 2**13, 1024, 128, 7, (1, 2, 4, 8))
 ON_DEVICE = Sizes(10 * 2**20, 2**13, 2**17, 2**16, 4096, 256, 9, (1, 2, 4, 8, 16, 32))
 MIB = 2**20
 COLUMNS = ("what", "value", "unit", "low", "high", "goal", "reached", "n")

@@ -74,10 +74,13 @@ class Subject:
         self._names = itertools.count()
 
     def config(self, **changes) -> SessionConfig:
-        """A session's, with the budget of these sizes."""
-        block = self.model.gist.block
-        fixed = dict(budget=self.sizes.budget, recent=max(1, self.sizes.budget // (4 * block)))
-        return SessionConfig(**fixed | dict(capacity=512, commit_every=64) | changes)
+        """A session's, with the budget of these sizes: tokens in focus, and room for as many silent
+        nodes as cover the longest history twice."""
+        gist, budget = self.model.gist, self.sizes.budget
+        coarsest = self.sizes.long // gist.span(gist.levels)
+        fixed = dict(budget=budget, recent=max(1, budget // (4 * gist.block)), show=(True, False))
+        room = dict(capacity=max(512, 1 << (2 * coarsest).bit_length()), commit_every=64)
+        return SessionConfig(**fixed | room | changes)
 
     def words(self, length: int, which: int = 0) -> np.ndarray:
         """Tokens drawn by chance: [length]."""
