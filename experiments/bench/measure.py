@@ -36,11 +36,12 @@ class Sizes(NamedTuple):
 def row(
     what: str, values: Sequence[float], unit: str, goal: str, reached: bool, **more
 ) -> dict:
-    """A result row of repetitions: median and quartiles."""
+    """A result row of repetitions: median and quartiles; `reached` where there is a goal."""
     low, value, high = (float(q) for q in np.quantile(values, [0.25, 0.5, 0.75]))
     spread = {"low": low, "high": high} if len(values) > 1 else {}
-    counted = {"value": value, "unit": unit, **spread, "goal": goal, "reached": bool(reached)}
-    return {"what": what, **counted, "n": len(values), **more}
+    judged = {"goal": goal, "reached": bool(reached) if goal else None}
+    found = {"what": what, "value": value, "unit": unit, **spread, **judged}
+    return {**found, "n": len(values), **more}
 
 
 def seconds(action: Callable[[], object]) -> float:

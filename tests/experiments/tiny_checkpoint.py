@@ -46,12 +46,12 @@ def write(
     return directory
 
 
-def write_reader(directory: Path) -> Path:
+def write_reader(directory: Path, window: int = tiny.BASE.window) -> Path:
     """A bundle that reads any text, with the shipped tokenizer; its values are random."""
     tokenizer = (SHIPPED / "tokenizer.json").read_bytes()
     words = Tokenizer.load(SHIPPED).vocab_size
     model = dataclasses.replace(
-        tiny.MODEL, base=dataclasses.replace(tiny.BASE, vocab_size=words)
+        tiny.MODEL, base=dataclasses.replace(tiny.BASE, vocab_size=words, window=window)
     )
     params = {part: tiny.drawn(model, part) for part in ("base", "gistnet", "lensnet")}
     files = {"tokenizer.json": tokenizer}
