@@ -52,6 +52,7 @@ SIZES = {  # together some twenty minutes for the shipped checkpoint on two core
     "edits": Size((8192,), 3),
 }
 SMOKE_METHODS = ("random", "lens")
+SMOKE_TEXTS = 4
 SMOKE = dict(depths=(0.0, 1.0), distractors=(0, 4), budgets=())
 
 
@@ -81,14 +82,18 @@ def plan_of(
         **(SMOKE if args.smoke else shape),
     )
     if name == "long_nll":
-        return _with_texts(plan, args.input or [HELD_OUT], checkpoint)
+        few = SMOKE_TEXTS if args.smoke else None
+        return _with_texts(plan, args.input or [HELD_OUT], checkpoint, few)
     return _with_haystack(plan, args.haystack), []
 
 
-def _with_texts(plan: Plan, sources: list[str], checkpoint: Path) -> tuple[Plan, list[str]]:
+def _with_texts(
+    plan: Plan, sources: list[str], checkpoint: Path, few: int | None
+) -> tuple[Plan, list[str]]:
+    """The plan with its texts, of all the first `few`; and notes."""
     least = long_nll.least_tokens(plan.lengths, plan.samples, plan.tail)
     found, notes = streams(sources, checkpoint, plan.opened.tokenizer, least, 2 * least)
-    return dataclasses.replace(plan, streams=found), notes
+    return dataclasses.replace(plan, streams=found[:few]), notes
 
 
 def _with_haystack(plan: Plan, source: str | None) -> Plan:
