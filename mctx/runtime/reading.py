@@ -222,7 +222,7 @@ def _merge(model, learned, params, hidden, gate):
 def routed(
     model: Wrapped, router: str, top: int, params: dict, query: jax.Array, stats: jax.Array
 ) -> Routing:
-    """The heads to run: query [L + 1, Q, D], stats [H, STATISTICS] -> Routing of [k], [k]."""
+    """The heads to run, the first first: query [L + 1, Q, D], stats [H, STATISTICS] -> [k], [k]."""
     worth = static_worth(1, len(stats))
     if router == "utility":
         worth = stats[None, :, 0]

@@ -13,7 +13,6 @@ bfloat16 anyway.) In numpy: `array[i].view(ml_dtypes.bfloat16)`.
 """
 
 import contextlib
-import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,7 +38,6 @@ CHUNK_BYTES = 2**15
 # Reading a chunk has a price beside that of its bytes, so there the chunks are larger, too.
 BULK_SHARD_BYTES, BULK_CHUNK_BYTES, BULK_LEVEL = 2**23, 2**18, 1
 
-LARGEST_BUFFER = 2**25 - 2**16  # bytes; glibc learns nothing from 2**25
 FEW_RUNS = 8  # of neighbouring pages, that are read as so many ranges
 
 # One context for the process: `memory://` trees live in it, file writes are synced to disk, and
@@ -101,8 +99,6 @@ class Arrays:
         self.spec = spec
         self._kvstore = kvstore
         self.bulk = bulk
-        if bulk:
-            keep_freed_memory()
         self._open: dict[tuple[int, int], ts.TensorStore] = {}
 
     def write(self, level: int, epoch: int, row: int, *parts: np.ndarray) -> Callable[[], None]:
@@ -294,16 +290,6 @@ def _metadata(spec: TreeSpec, level: int, bulk: bool) -> dict:
 def rows_in(size: int, spec: TreeSpec, level: int) -> int:
     """The largest power of two of rows within `size` bytes, so that chunks divide shards."""
     return 1 << max(0, (size // row_bytes(spec, level)).bit_length() - 1)
-
-
-@functools.cache
-def keep_freed_memory() -> None:
-    """Lets buffers as large as files be used again, for who reads or writes many of them.
-
-    glibc gives freed memory back at once, and the system hands it out again zeroed, page by page,
-    until the first time that as large a piece has been freed. This one is freed, and never touched.
-    """
-    np.empty(LARGEST_BUFFER, np.uint8)
 
 
 def sync_folder(path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mctx.tree.arrays import Arrays, keep_freed_memory, row_bytes, row_shape, rows_in
+from mctx.tree.arrays import Arrays, row_bytes, row_shape, rows_in
 from mctx.tree.extents import DEAD, Extents
 from mctx.tree.head import Head
 from mctx.tree.pages import ABSENT, Bits, Eighths, Pages
@@ -141,7 +141,6 @@ class Mirror:
         rows = sum(head.count(level) for level in range(1, head.spec.levels + 1))
         if rows * row_bytes(head.spec, 1) >= WORTH_LOADING:
             self.loaded = Future()
-            keep_freed_memory()
             self._submit(_begin_to_load, weakref.ref(self), head, self.loaded)
 
     def _begin(self, piece: _Piece) -> Callable[[], None]:

@@ -228,6 +228,7 @@ def test_the_learned_router_follows_its_scores():
     made = standing(10 * WINDOW, dataclasses.replace(ONE_OF_TWO, router="learned"))
     gate = made.tail.gate[0]
     both = standing(10 * WINDOW, dataclasses.replace(TWO, router="learned"))
+    assert both.tail.heads.tolist() == [0, 1]  # all heads stand as they lie, whoever is best
     best = int(np.argmax(both.tail.gate))
     close(gate, both.tail.gate[best], atol=1e-4)
     assert made.tail.heads[0] == both.tail.heads[best]
