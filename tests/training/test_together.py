@@ -1,6 +1,6 @@
-"""Two processes of four devices train and write what one device does.
+"""Two processes of four devices train and write what one device does; stopped, one goes on.
 
-Stopped, and gone on with in another number: `python -m experiments.bench resume`.
+Twenty times each, killed and stopped: `python -m experiments.bench resume`.
 """
 
 import os
@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.bench import resume
+from experiments.bench import job, resume
 from mctx import checkpoint
 from mctx.telemetry import read_scalars
+from mctx.training.loop import train
 from mctx.tree.store import Tree
 from mctx.tree.verify import verify
 from tests import tiny
@@ -71,6 +72,16 @@ def test_both_wrote_one_tree(both):
             two.gather(level, every), one.gather(level, every), atol=1e-2
         )
     assert verify(str(both[0] / "tree")).problems == []
+
+
+def test_two_processes_told_to_stop_save_and_one_goes_on(tmp_path):
+    steps, workdir = 14, tmp_path / "stopped"
+    assert resume.chain(workdir, np.array([3]), (2, 1), (4, 2), steps, signal.SIGTERM) == 0
+    train(job.phase(), job.settings(steps, 4, 2), tmp_path / "whole")
+    found, wanted = (read_scalars(d / "base") for d in (workdir, tmp_path / "whole"))
+    assert [row["step"] for row in found] == list(range(1, steps + 1))
+    apart = [abs(a["loss"] - b["loss"]) for a, b in zip(found, wanted, strict=True)]
+    assert max(apart) <= 1e-5
 
 
 def test_local_sh_tells_how_it_is_used_and_passes_on_a_failure():
