@@ -21,13 +21,18 @@ CHOICE = 0xD03A1  # keeps the choice of a domain apart from the draws within it
 def domains_of(directory: str | Path) -> dict[str, Path]:
     """The domains of a folder written by `python -m data.corpus`, by name; a domain is its own.
 
+    Questions that lie beside them (`data.questions`) are no documents, and so no domain.
+
     Raises:
       UserError: there is no corpus in it.
     """
     directory = Path(directory)
     if (directory / "train").is_dir():
         return {directory.resolve().name: directory}
-    found = {path.parent.name: path.parent for path in sorted(directory.glob("*/train"))}
+    found = {
+        path.parent.name: path.parent
+        for path in sorted(directory.glob("*/train")) if not (path / "support.npy").exists()
+    }
     if not found:
         raise UserError(
             f"There is no corpus in {directory}; make one with `python -m data.corpus`."

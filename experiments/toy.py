@@ -33,7 +33,7 @@ def config(phase: str, folder: Path) -> ConfigDict:
         "base": dict(vocab_size=1024, d_model=64, n_layers=2, d_ff=128, head_dim=32, n_heads=2)
         | dict(n_kv_heads=1),
         "gist": dict(width=64, d_model=64, d_ff=128, n_layers=1, fanouts=(32, 4, 4)),
-        "lens": dict(d_model=32, d_ff=64, n_layers=1),
+        "lens": dict(d_model=32, d_ff=64, n_layers=1, finders=((1, 0),)),
     }
     if phase in sections:
         small[phase].update(sections[phase])
@@ -43,7 +43,7 @@ def config(phase: str, folder: Path) -> ConfigDict:
     if phase in ("gist", "mof"):
         small.history = 1024
     if phase == "lens":
-        small.update(near=1024, far=512, groups=1, reach=8192)
+        small.update(near=1024, far=512, groups=1, reach=8192, questions=0.0)
     return train.over_defaults(small)
 
 

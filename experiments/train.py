@@ -6,7 +6,9 @@ Phases in order: base, gist, lens, mof; after gist, if it is wanted, lora, which
 it apply with `--config.with_lora=True`. Each writes DIR/<phase>, finds what was trained before it
 in DIR (or in `--config.init`, a checkpoint), and goes on from its own latest step. `config.corpus`
 is a folder of domains (`python -m data.corpus`), `config.domains` their weights: one that is not
-there needs `--config.domains.NAME=0`. A folder of one domain needs no weights.
+there needs `--config.domains.NAME=0`. A folder of one domain needs no weights. Phase lens also
+asks for `questions` in that folder (`python -m data.questions`), or for `--config.questions=0`.
+`config.json` beside a phase's metrics has all the settings that it was last trained with.
 
 Every process of a job runs this command (experiments/launch, docs/scale.md); with
 `--config.devices=N` it refuses to run on another number of devices. SIGTERM saves and exits 0; the
@@ -14,6 +16,8 @@ same command goes on, on any number of devices and processes.
 """
 
 import importlib
+import json
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,6 +28,7 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict, config_dict
 
 from data.mixture import Mixture, domains_of
+from data.questions import Questions
 from data.sampling import Corpus
 from experiments import entry, processes
 from mctx import checkpoint, sharding
@@ -33,6 +38,7 @@ from mctx.tokenizer import Tokenizer
 from mctx.training.loop import TrainSettings, train
 from mctx.training.sources import Sources
 
+CONFIG_FILE = "config.json"  # of a phase's folder
 PHASES = ("base", "gist", "lens", "mof", "lora")
 DEFAULTS = {
     "init": config_dict.placeholder(str),
@@ -112,6 +118,21 @@ def open_mixture(config: ConfigDict, part: str) -> Mixture:
     return Mixture.of({name: Corpus.load(places[name] / part) for name in used}, weights)
 
 
+def open_questions(config: ConfigDict, part: str, learn: Mixture) -> Callable | None:
+    """`Questions.draw` of those beside the corpus's domains; None where the config asks for none.
+
+    Raises UserError where there are none, or they have another tokenizer than the corpus.
+    """
+    if not config.get("questions"):
+        return None
+    found = Questions.load(Path(config.corpus) / "questions" / part)
+    known = {corpus.manifest.get("tokenizer") for corpus in learn.corpora}
+    if found.manifest["tokenizer"] not in known:
+        raise UserError(f"the questions of {config.corpus} have another tokenizer: make them with "
+                        "the corpus's own.")
+    return found.draw
+
+
 def open_sources(config: ConfigDict, workdir: Path) -> Sources:
     learn, held_out = open_mixture(config, "train"), open_mixture(config, "valid").even()
     return Sources(
@@ -122,7 +143,15 @@ def open_sources(config: ConfigDict, workdir: Path) -> Sources:
         held_out=held_out.segments,
         held_histories=held_out.histories,
         domains=held_out.names,
+        questions=open_questions(config, "train", learn),
+        held_questions=open_questions(config, "valid", learn),
     )
+
+
+def save_config(config: ConfigDict, directory: Path) -> None:
+    """Writes all settings, as JSON, for `python -m experiments.ablations` and for people."""
+    settings = json.dumps(config.copy_and_resolve_references().to_dict(), indent=1)
+    (directory / CONFIG_FILE).write_text(settings + "\n", encoding="utf-8")
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -133,6 +162,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if jax.process_index() == 0:
         (workdir / phase.name).mkdir(parents=True, exist_ok=True)
         tokenizer.save(workdir / phase.name)
+        save_config(config, workdir / phase.name)
     train(phase, TrainSettings(**config.train), workdir)
 
 

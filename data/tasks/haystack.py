@@ -98,8 +98,11 @@ def of_texts(encoder: Encoder, texts: list[str], name: str) -> Haystack:
     Raises:
       UserError: the texts have no such place.
     """
-    ids = encoder.tokenizer.encode_batch(texts)
-    tokens = np.concatenate(ids)
+    return of_tokens(encoder, np.concatenate(encoder.tokenizer.encode_batch(texts)), name)
+
+
+def of_tokens(encoder: Encoder, tokens: np.ndarray, name: str) -> Haystack:
+    """Text that is encoded already, int32 [t]; as `of_texts`."""
     opens, closes, breaks = _edges(encoder)
     inside = np.flatnonzero(breaks[tokens[1:]] & (closes >= 1)[tokens[:-1]]
                             | opens[tokens[1:]] & (closes == 2)[tokens[:-1]]) + 1

@@ -2,6 +2,10 @@
 
 Command:  python -m experiments.train --config=experiments/configs/pico_lens.py \
               --workdir=runs/pico --config.corpus=runs/corpus
+Corpus:   with questions, `python -m data.questions --out=runs/corpus/questions/train
+              --tokenizer=runs/corpus/code/train --count=8192
+              --hay runs/corpus/code/train runs/corpus/books/train`, and 512 of
+              `--split=validation` in questions/valid, hidden in the parts `valid`
 Hardware: two H200; 190 s for 1,700 steps, seed 2.
 Reached:  8 blocks capture .312 of the label of the best 8 in hindsight; the most recent 8 capture
           .197, random ones .070.
@@ -25,6 +29,9 @@ def get_config() -> ConfigDict:
                 n_heads=4,
                 best=32,
                 rank=16,
+                # Of all key/value heads, those that find (`python -m experiments.finders`).
+                finders=((6, 0), (3, 0)),
+                find_query=64,
             ),
             window=512,
             dtype="bfloat16",
@@ -37,6 +44,8 @@ def get_config() -> ConfigDict:
             recent=4,
             sets=4,
             novel=8,  # blocks of a head that the next head must not want again
+            questions=0.25,  # of the rows
+            support=6.0,  # nats that a block is worth which is known to hold an answer
             batch_size=32,
             eval_segments=64,
             train=dict(

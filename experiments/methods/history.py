@@ -71,7 +71,7 @@ class History:
             split = x.reshape(*x.shape[:2], size // block, block, *x.shape[3:])
             return split.swapaxes(1, 2).reshape(-1, x.shape[1], block, *x.shape[3:])[:count]
 
-        split = by_block(states)
+        split = by_block(np.asarray(states))
         joined = split.swapaxes(0, 1).reshape(split.shape[1], len(tokens), -1)
         made = Blocks(start // block, *(by_block(x) for x in rows), joined)
         middle = split[:, model.base.n_layers // 2]  # [n, K_1, D]

@@ -229,7 +229,7 @@ class Scorer:
         return session, key
 
     def _heard(self, session, scalars):
-        parts = ("decide", "assemble")
+        parts = ("decide", "find", "assemble")
         self.spent += sum(scalars.get(f"refocus/flops/{part}", 0.0) for part in parts)
 
     def _of_session(self, session, key) -> Standing:

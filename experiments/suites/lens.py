@@ -85,9 +85,9 @@ def guesses(model, shape, params, bank, tokens, noise, protocol) -> dict[str, ja
     _, states = read_windows(model, params, recent[:, : protocol.seen])
     away = blocks + protocol.seen // block - 1 - jnp.arange(blocks)
     distance = jnp.broadcast_to(away, (len(history), blocks))
-    nodes = bank_nodes(model, shape, params, bank.states, distance, 0)
-    lens = {"params": params["lensnet"]}
-    logs = model.lensnet.apply(lens, states[:, :, -model.lens.query :], nodes)
+    query = states[:, :, -model.lens.query :]
+    nodes = bank_nodes(model, shape, params, bank.states, bank.rows.k, query, distance, 0)
+    logs = model.lensnet.apply({"params": params["lensnet"]}, query, nodes)
     counts = jnp.arange(recent.shape[1] - 1) >= recent.shape[1] - 1 - protocol.scored
     tokens_only = Rows(*(x[:, :, : protocol.history] for x in bank.rows))
     every = jnp.broadcast_to(jnp.arange(blocks), (len(history), blocks))

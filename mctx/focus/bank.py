@@ -178,3 +178,33 @@ def context_of(
         jnp.concatenate([jnp.zeros((b, prefix)), bias], axis=1),
     )
     return context, prefix + jnp.sum(visible, axis=1)
+
+
+def packed_context(
+    shape: BankShape, bank: Bank, shown: jax.Array, capacity: int
+) -> tuple[Context, jax.Array]:
+    """As `context_of`, of the shown rows alone: where few are shown, much less is read.
+
+    Args:
+      shown: [B, N], of which no row of the batch may show more than `capacity` rows of the bank.
+    """
+    b, prefix = shown.shape[0], bank.prefix.k.shape[2]
+    order = shape.time_order
+    visible = shown[:, shape.row_node[order]]  # [B, R]
+    rank = jnp.where(visible, jnp.cumsum(visible, axis=1) - 1, capacity)
+    packed = jnp.zeros((b, capacity), jnp.int32)
+    packed = packed.at[jnp.arange(b)[:, None], rank].set(order, mode="drop")
+    count = jnp.sum(visible, axis=1)
+    hidden = jnp.where(jnp.arange(capacity) < count[:, None], 0.0, NEGATIVE)
+
+    def join(before, rows):
+        before = jnp.broadcast_to(before, (before.shape[0], b, *before.shape[2:]))
+        rows = jnp.take_along_axis(rows, packed[None, :, :, None, None], axis=2)
+        return jnp.concatenate([before, rows], axis=2)
+
+    context = Context(
+        Rows(*(join(p, r) for p, r in zip(bank.prefix, bank.rows, strict=True))),
+        jnp.broadcast_to(jnp.arange(prefix + capacity), (b, prefix + capacity)),
+        jnp.pad(hidden, ((0, 0), (prefix, 0))),
+    )
+    return context, prefix + count

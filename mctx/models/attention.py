@@ -15,6 +15,7 @@ from mctx.sharding import batch_axes, batch_ways
 
 NEGATIVE = -0.7 * float(jnp.finfo(jnp.float32).max)
 SPLASH_BLOCK = 128  # the kernel takes lengths that are a multiple of it
+CUDNN_ROWS = 8
 
 
 def attention(
@@ -46,7 +47,7 @@ def attention(
     """
     chosen = implementation or _best(q, k, bias, causal and not behind)
     if chosen == "cudnn":
-        return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
+        return _cudnn(q, k, v)
     if chosen == "splash":
         return _splash(q, k, v)
     return _xla(q, (*behind, (k, v)), bias, causal)
@@ -56,8 +57,7 @@ def _best(q, k, bias, causal) -> str:
     """The fused kernels take the plain causal square; everything else is XLA's."""
     plain = bias is None and causal and q.shape[1] == k.shape[1]
     backend = _platform()
-    # cuDNN takes no float32 and refuses some odd lengths (design: findings on libraries).
-    if backend == "gpu" and plain and q.dtype == jnp.bfloat16 and q.shape[1] % 2 == 0:
+    if backend == "gpu" and plain and q.dtype == jnp.bfloat16:  # cuDNN takes no float32
         return "cudnn"
     whole = q.shape[0] % batch_ways(jax.sharding.get_abstract_mesh()) == 0
     if backend == "tpu" and plain and whole and q.shape[1] >= SPLASH_BLOCK:
@@ -104,6 +104,16 @@ def _xla(q, parts, bias, causal):
     total = sum(x.sum(axis=-1) for x in weights)
     out = out.reshape(b, kv, g, t, h) / total[..., None]
     return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h).astype(q.dtype)
+
+
+def _cudnn(q, k, v):
+    """cuDNN's flash attention. It refuses odd lengths, and an ingest window behind its prefix is
+    one: such are padded behind the last query, where nothing looks."""
+    length = q.shape[1]
+    pad = ((0, 0), (0, -length % CUDNN_ROWS), (0, 0), (0, 0))
+    q, k, v = (jnp.pad(x, pad) for x in (q, k, v))
+    out = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+    return out[:, :length]
 
 
 @functools.cache

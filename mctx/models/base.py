@@ -304,14 +304,34 @@ def token_hits(
     return _in_chunks(lambda h, y: jnp.argmax(logits(params, h), -1) == y, hidden, targets, chunk)
 
 
+def token_divergence(
+    params: dict, hidden: jax.Array, teacher: jax.Array, chunk: int = 256
+) -> jax.Array:
+    """KL divergence in nats of what `hidden` predicts from what `teacher` does: as `token_nll`.
+
+    Args:
+      hidden, teacher: [B, T, D]. The teacher gets no gradient.
+    """
+
+    def piece(h, t):
+        own, wanted = (jax.nn.log_softmax(logits(params, x), axis=-1) for x in (h, t))
+        return jnp.sum(jnp.exp(wanted) * (wanted - own), axis=-1)
+
+    return _in_chunks(piece, hidden, jax.lax.stop_gradient(teacher), chunk)
+
+
 def _in_chunks(of, hidden, targets, chunk):
     """`of(hidden, targets)` [B, T], some positions at a time, forward or backward."""
-    b, t, d = hidden.shape
+    b, t = hidden.shape[:2]
     size = min(chunk, t)
     pad = -t % size
-    h = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(b, -1, size, d).swapaxes(0, 1)
-    y = jnp.pad(targets, ((0, 0), (0, pad))).reshape(b, -1, size).swapaxes(0, 1)
-    out = jax.lax.map(lambda args: jax.checkpoint(of)(*args), (h, y))  # [chunks, B, size]
+
+    def cut(x):  # [B, T, ...] -> [chunks, B, size, ...]
+        x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
+        return x.reshape(b, -1, size, *x.shape[2:]).swapaxes(0, 1)
+
+    pieces = cut(hidden), cut(targets)
+    out = jax.lax.map(lambda args: jax.checkpoint(of)(*args), pieces)  # [chunks, B, size]
     return out.swapaxes(0, 1).reshape(b, -1)[:, :t]
 
 

@@ -71,9 +71,28 @@ class LayerMix(nn.Module):
     @nn.compact
     def __call__(self, states):
         """states: [L + 1, B, T, D] -> [B, T, width]."""
-        x = states.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+        x = _normed(states)
         layers, dim = x.shape[0], x.shape[-1]
         gate = self.param("gate", nn.initializers.constant(1 / layers), (layers, dim))
         mixed = jnp.einsum("lbtd,ld->btd", x, gate).astype(states.dtype)
         return nn.Dense(self.width, use_bias=False, dtype=states.dtype, name="project")(mixed)
+
+
+class AllLayers(nn.Module):
+    """As `LayerMix`, with a projection of its own for every layer: none overwrites another."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, states):
+        """states: [L + 1, B, T, D] -> [B, T, width]."""
+        layers, dim = states.shape[0], states.shape[-1]
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1))
+        kernel = self.param("project", init, (layers, dim, self.width)).astype(states.dtype)
+        return jnp.einsum("lbtd,ldw->btw", _normed(states).astype(states.dtype), kernel)
+
+
+def _normed(states):
+    """Every layer's states at one length, in float32."""
+    x = states.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)

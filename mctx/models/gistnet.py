@@ -18,7 +18,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mctx.models.base import BaseConfig, Rows
-from mctx.models.blocks import CrossAttention, FeedForward, LayerMix
+from mctx.models.blocks import AllLayers, CrossAttention, FeedForward, LayerMix
+
+MIXES = {"sum": LayerMix, "all": AllLayers}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,10 @@ class GistConfig:
       slots: gist vectors (and entries) per node.
       width: width of a gist vector.
       inject: 'kv' or 'input'.
+      mix: how the base's layers come together: 'sum' is one gated sum of them (cheaper); 'all'
+        gives every layer a projection of its own.
+      refine: feed-forward layers that work on a gist once it is pooled, where a token's price is
+        paid once a block.
     """
 
     fanouts: tuple[int, ...] = (32, 32)
@@ -42,6 +48,8 @@ class GistConfig:
     n_layers: int = 2
     n_heads: int = 4
     inject: str = "kv"
+    mix: str = "sum"
+    refine: int = 0
 
     @property
     def levels(self) -> int:
@@ -103,13 +111,14 @@ class GistNet(nn.Module):
 
     def setup(self):
         c, b = self.config, self.base
-        self.mix_layers = LayerMix(c.d_model, name="mix")
+        self.mix_layers = MIXES[c.mix](c.d_model, name="mix")
         self.pools = [
             Pool(c, k if level == 0 else k * c.slots, name=f"lod{level + 1}")
             for level, k in enumerate(c.fanouts)
         ]
         self.attends = [CrossAttention(c.n_heads, name=f"attend{i}") for i in range(c.n_layers)]
         self.feeds = [FeedForward(c.d_ff, name=f"feed{i}") for i in range(c.n_layers)]
+        self.refines = [FeedForward(2 * c.width, name=f"refine{i}") for i in range(c.refine)]
         if c.inject == "kv":
             shape = (b.n_layers, 2, b.n_kv_heads, b.head_dim)
             self.to_rows = nn.DenseGeneral(shape, name="rows")
@@ -127,7 +136,10 @@ class GistNet(nn.Module):
         x = own.inward(children)
         for attend, feed in zip(self.attends, self.feeds, strict=True):
             x = feed(attend(x, None))
-        return own.outward(x)
+        gists = own.outward(x)
+        for refine in self.refines:
+            gists = refine(gists)
+        return gists
 
     def blocks(self, states: jax.Array) -> jax.Array:
         """LOD1 gists of whole blocks: [L + 1, B, T, D] -> [B, T / K_1, slots, width]."""

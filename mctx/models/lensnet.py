@@ -3,7 +3,8 @@
 Nodes cross-attend to the query (window states of the last tokens) and, among the best `m` only,
 to each other, so that the cost is linear in nodes and two copies of one fact are not both wanted
 (design: LensNet). Non-causal. The backbone is shared, each head has a low-rank adapter; the
-staging context's lens is one more head, the last.
+staging context's lens is one more head, the last. What a gist cannot hold, a key or a number, some
+heads of the base may find (`mctx.models.finder`): nodes can carry that too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from flax import linen as nn
 from mctx.models.attention import NEGATIVE
 from mctx.models.blocks import CrossAttention, FeedForward, LayerMix
 
+FOUND = 32  # hidden features of what the finders found
 DISTANCE_BUMPS = 16  # features of log2 distance, one an octave and a half: up to 2^24 blocks
 
 
@@ -31,6 +33,9 @@ class LensConfig:
       best: nodes that every node may compare itself with.
       rank: of the per-head adapters.
       max_level: the deepest level it can be told of; deeper nodes pass as this one.
+      finders: (layer, key/value head) of the base's heads whose attention to every block it is
+        told of (`mctx.models.finder`); none: it sees gists alone.
+      find_query: tokens of the recent past whose queries look there, `query` at most.
     """
 
     heads: int = 4
@@ -42,13 +47,17 @@ class LensConfig:
     best: int = 32
     rank: int = 16
     max_level: int = 7
+    finders: tuple[tuple[int, int], ...] = ()
+    find_query: int = 64
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> LensConfig:
-        return cls(**values)
+        """From JSON's plain types (lists where tuples were)."""
+        finders = tuple((int(layer), int(head)) for layer, head in values.get("finders", ()))
+        return cls(**{**values, "finders": finders})
 
 
 class Nodes(NamedTuple):
@@ -59,12 +68,15 @@ class Nodes(NamedTuple):
       level: [B, n], 1 and up.
       distance: [B, n], blocks between the node's end and the end of the history.
       valid: [B, n].
+      found: [B, n, F], what the lens's finders say of it: of blocks, the greatest beneath
+        (`mctx.models.finder`). A lens without finders needs none.
     """
 
     gists: jax.Array
     level: jax.Array
     distance: jax.Array
     valid: jax.Array
+    found: jax.Array | None = None
 
 
 class LensNet(nn.Module):
@@ -101,6 +113,8 @@ class LensNet(nn.Module):
         x = x.reshape(b * h, n, d)
         valid = jnp.repeat(nodes.valid, h, axis=0)  # [B·h, n]
         first = nn.Dense(2, bias_init=nn.initializers.constant(-4.0), name="first")(x)
+        if c.finders:
+            first = first + jnp.repeat(self._told(nodes.found), h, axis=0)
         x = self._compare(x, jnp.where(valid, utility(first), NEGATIVE))
         final = nn.Dense(2, kernel_init=nn.initializers.zeros, name="final")(x)
         return (first + final).astype(jnp.float32).reshape(b, h, n, 2)
@@ -115,7 +129,20 @@ class LensNet(nn.Module):
         far = nn.Dense(c.d_model, dtype=dtype, name="distance")
         g = nodes.gists.astype(jnp.float32)
         g = g * jax.lax.rsqrt(jnp.mean(jnp.square(g), axis=-1, keepdims=True) + 1e-6)
-        return gist(g.astype(dtype)) + level(jnp.minimum(nodes.level, c.max_level)) + far(bumps)
+        x = gist(g.astype(dtype)) + level(jnp.minimum(nodes.level, c.max_level)) + far(bumps)
+        if not c.finders:
+            return x
+        zeros = nn.initializers.zeros
+        found = nn.Dense(c.d_model, use_bias=False, dtype=dtype, kernel_init=zeros, name="found")
+        return x + found(nodes.found.astype(dtype))
+
+    def _told(self, found):
+        """What is found, straight into the logs: [B, n, F] -> [B, n, 2]. Text has few such
+        events, so the way of one must be short. Without biases: nothing found, nothing said."""
+        hidden = nn.silu(nn.Dense(FOUND, use_bias=False, name="weigh")(found))
+        seen = jnp.concatenate([found, hidden], axis=-1)
+        zeros = nn.initializers.zeros
+        return nn.Dense(2, use_bias=False, kernel_init=zeros, name="told")(seen)
 
     def _compare(self, x, scores):
         """Every node looks at the best `m` of its head: [n] queries, [m] keys."""

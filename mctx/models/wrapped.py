@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from mctx.errors import UserError
 from mctx.models.base import Base, BaseConfig, Context, Read, Rows, token_nll
+from mctx.models.finder import nothing_found
 from mctx.models.gistnet import GistConfig, GistNet
 from mctx.models.lensnet import LensConfig, LensNet, Nodes
 from mctx.models.merger import Merger
@@ -36,6 +37,14 @@ class Wrapped:
     window: int = 512
     dtype: str = "float32"
     remat: bool = False
+
+    def __post_init__(self):
+        for layer, head in self.lens.finders:
+            if not (0 <= layer < self.base.n_layers and 0 <= head < self.base.n_kv_heads):
+                raise UserError(
+                    f"the base has no layer {layer} with key/value head {head}: set lens.finders "
+                    "to heads that it has, or to ()."
+                )
 
     @functools.cached_property
     def decoder(self) -> Base:
@@ -132,6 +141,16 @@ def read_windows(model: Wrapped, params: dict, tokens: jax.Array) -> tuple[Rows,
     return Rows(whole(out.rows.k), whole(out.rows.v)), whole(out.states)
 
 
+def read_whole(model: Wrapped, params: dict, tokens: jax.Array) -> jax.Array:
+    """The base with no limit: every token sees all before it. [B, T] -> hidden [B, T, D]."""
+    b = tokens.shape[0]
+    prefix = jnp.asarray(model.base.prefix, jnp.int32)
+    p = prefix.shape[0]
+    entries = jnp.concatenate([jnp.broadcast_to(prefix, (b, p)), tokens], axis=1)
+    positions = jnp.broadcast_to(jnp.arange(entries.shape[1]), entries.shape)
+    return read(model, params, entries, positions).hidden[:, p:]
+
+
 def gist_rows(model: Wrapped, params: dict, gists: jax.Array) -> Rows:
     """What the base reads for gists: [B, n, slots, W] -> [L, B, n·slots, K, H].
 
@@ -165,7 +184,8 @@ def init_part(model: Wrapped, part: str, key: jax.Array) -> dict:
     if part == "lensnet":
         width = c.gist.slots * c.gist.width
         ones = jnp.ones((1, 2), jnp.int32)
-        nodes = Nodes(jnp.zeros((1, 2, width)), ones, ones, ones > 0)
+        found = nothing_found(model, ones.shape)
+        nodes = Nodes(jnp.zeros((1, 2, width)), ones, ones, ones > 0, found)
         return c.lensnet.init(key, states[:, :, : c.lens.query], nodes)["params"]
     if part == "mof":
         first, second = jax.random.split(key)

@@ -2,6 +2,9 @@
 
 Loss on raw tokens only: the continuation behind a context in which the past is gists (one level
 alone, or a layout of the real allocator), and the reconstruction of blocks from their own gists.
+The continuation is learned from the tokens that came and, where the config asks for it, from a
+teacher: the same base behind all tokens of the past says of every word of the vocabulary how likely
+it was (context distillation; Snell et al., arXiv:2209.15189).
 """
 
 from __future__ import annotations
@@ -12,9 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mctx.focus.bank import BankShape, context_of, focus_for, make_bank
-from mctx.models.base import Context, Rows
-from mctx.models.wrapped import Wrapped, gist_rows, init_part, read_windows, tail_nll
+from mctx.focus.bank import BankShape, context_of, focus_for, make_bank, packed_context
+from mctx.models.base import Context, Rows, token_divergence, token_nll
+from mctx.models.wrapped import (
+    Wrapped,
+    gist_rows,
+    init_part,
+    read,
+    read_whole,
+    read_windows,
+    tail_nll,
+)
 from mctx.sharding import whole
 from mctx.training import shown as layouts
 from mctx.training.loop import Phase
@@ -22,11 +33,14 @@ from mctx.training.sources import Sources, per_domain, wrapped_from
 
 NEAR = 512  # tokens of history in the evaluation
 EVAL_BATCH = 16  # segments scored at once
+LAYOUTS = 1024  # of the allocator, drawn once: it is slow beside a step, and they fit any text
 
 
 def phase(config, sources: Sources) -> Phase:
     """See `mctx.training.loop.Phase`; `config` as in experiments/configs/pico_gist.py."""
     frozen, trained = sources.load(("base",))
+    # A checkpoint to start from may know of other parts: these are made anew.
+    trained = {name: known for name, known in trained.items() if name not in ("gist", "lens")}
     model = wrapped_from(config, trained)
     tokens = held_out(config, sources)
     return Phase(
@@ -56,6 +70,8 @@ def reading(config, sources: Sources, model: Wrapped, join: Callable[[dict, dict
     focus = focus_for(model.gist, **config.focus)
     mixture = layouts.Mixture(tuple(config.mixture.levels), tuple(config.mixture.recent))
     length = config.history + config.tail + 1
+    capacity = layouts.most_rows(shape, focus, mixture)
+    pool = layouts.allocated(shape, focus, jax.random.key(config.train.seed), LAYOUTS)
 
     def batch(step, rows):
         tokens = sources.segments(length, config.batch_size, config.train.seed, step, rows)
@@ -67,9 +83,35 @@ def reading(config, sources: Sources, model: Wrapped, join: Callable[[dict, dict
         keys = jax.random.split(key, 2)
         bank = make_bank(model, params, history)
         shown = draw(keys[0], tails.shape[:2])
-        nll = jnp.mean(continuation_nll(model, shape, params, bank, shown, tails))
+        hidden = behind(params, bank, shown, tails)  # [J, B, T, D]
+        targets = tails[:, :, 1:]
+        flat = (x.reshape(-1, *x.shape[2:]) for x in (hidden, targets))
+        nll = token_nll(params["base"], *flat).mean()
         again = reconstruction(model, params, bank, history, keys[1], config.blocks).mean()
-        return nll + config.reconstruction * again, {"nll": nll, "reconstruction": again}
+        parts = {"nll": nll, "reconstruction": again}
+        if config.teacher:  # a reading of the whole text, which not everyone wants to pay
+            parts["divergence"] = divergence(params, frozen, hidden, batch["tokens"])
+            nll = (1 - config.teacher) * nll + config.teacher * parts["divergence"]
+        return nll + config.reconstruction * again, parts
+
+    def divergence(params, frozen, hidden, tokens):
+        """From the teacher. LoRA changes the base that reads gists; who teaches is the base as it
+        was."""
+        taught = read_whole(model, frozen, tokens[:, :-1])
+        taught = split(taught, config.history, model.window, config.tail - 1)[1]
+        flat = (x.reshape(-1, *x.shape[2:]) for x in (hidden, taught))
+        return token_divergence(params["base"], *flat).mean()
+
+    def behind(params, bank, shown, tails):
+        """What the base makes of every tail behind what is shown of one bank."""
+
+        def one(shown, tail):
+            context, start = packed_context(shape, bank, shown, capacity)
+            inputs = tail[:, :-1]
+            positions = start[:, None] + jnp.arange(inputs.shape[1])
+            return read(model, params, inputs, positions, context).hidden
+
+        return jax.vmap(one)(shown, tails)
 
     def draw(key, size):
         """Layouts [tails, B, N]; some of those before the last tail are the real allocator's."""
@@ -82,7 +124,7 @@ def reading(config, sources: Sources, model: Wrapped, join: Callable[[dict, dict
         ]
         if not config.mixture.allocator:
             return jnp.stack(drawn)
-        real = layouts.allocated(shape, focus, real_key, b)
+        real = pool[jax.random.randint(real_key, (b,), 0, len(pool))]
         use_real = jnp.arange(b)[:, None] < config.mixture.allocator * b
         drawn[-1] = jnp.where(use_real, real, drawn[-1])
         return jnp.stack(drawn)
@@ -99,19 +141,12 @@ def reading(config, sources: Sources, model: Wrapped, join: Callable[[dict, dict
 
 
 def split(tokens: jax.Array, history: int, window: int, tail: int) -> tuple[jax.Array, jax.Array]:
-    """A history and the continuation at the end of each of its windows: [B, S], [J, B, T + 1]."""
+    """A history, and the continuation at the end of each of its windows.
+
+    [B, history + tail + 1, …] -> [B, history, …] and [J, B, tail + 1, …].
+    """
     ends = range(window, history + 1, window)
     return tokens[:, :history], jnp.stack([tokens[:, e : e + tail + 1] for e in ends])
-
-
-def continuation_nll(model, shape: BankShape, params, bank, shown, tails) -> jax.Array:
-    """NLL of every tail behind what is shown of one bank: [J, B, N], [J, B, T + 1] -> [J, B, T]."""
-
-    def one(shown, tail):
-        context, start = context_of(shape, bank, shown)
-        return tail_nll(model, params, tail, context, start)
-
-    return jax.vmap(one)(shown, tails)
 
 
 def calibrated(model, frozen: dict, params: dict, tokens: np.ndarray, examples: int = 8) -> dict:

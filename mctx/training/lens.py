@@ -1,8 +1,10 @@
 """Phase `lens`: LensNet learns to foresee which blocks the next tokens will need.
 
-Labels are gated gradients of the true continuation; the lens sees gists, distances and the window
-states of the last tokens before it. Histories are a near stretch and stretches from far back in
-the same package, at their true distances, so that the far past is in the training data.
+Labels are gated gradients of the true continuation; the lens sees gists, distances, what finders
+found and the window states of the last tokens before it. Histories are a near stretch and stretches
+from far back in the same package, at their true distances, so that the far past is in the training
+data. Text seldom needs one detail of one block, so some rows are questions whose answer lies in
+blocks that are known: these are worth what the config says, and no gradient is asked.
 
 The loss is Poisson's for the gain and the harm of every node: it is least where the predicted
 utility equals the expected one (so it is calibrated in nats) and it ranks as a listwise
@@ -11,11 +13,18 @@ cross-entropy does, because its gradient for each node is prediction minus label
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mctx.errors import UserError
 from mctx.focus.bank import BankShape, complete_gists, read_history
+from mctx.models.base import Rows
+from mctx.models.finder import found_in, nothing_found
 from mctx.models.lensnet import Nodes, utility
 from mctx.models.wrapped import Wrapped, init_part
 from mctx.sharding import whole
@@ -28,91 +37,191 @@ from mctx.training.sources import Sources, scored, wrapped_from
 def phase(config, sources: Sources) -> Phase:
     """See `mctx.training.loop.Phase`; `config` as in experiments/configs/pico_lens.py."""
     frozen, trained = sources.load(("base", "gistnet"))
+    trained = {name: known for name, known in trained.items() if name != "lens"}  # made anew
     model = wrapped_from(config, trained)
-    block = model.gist.block
-    shape = BankShape(model.gist, (config.near + config.groups * config.far) // block)
+    shape = BankShape(model.gist, (config.near + config.groups * config.far) // model.gist.block)
     candidates = shape.blocks - config.recent
-    size = dict(
-        near=config.near,
-        far=config.far,
-        groups=config.groups,
-        tail=config.tail + 1,
-        block=block,
-    )
-
-    def examples(step, rows, source=sources.histories, batch=config.batch_size):
-        tokens, distance = source(
-            **size, reach=config.reach, batch=batch, seed=config.train.seed, step=step, rows=rows
-        )
-        return {"tokens": tokens, "distance": distance}
 
     def loss(params, frozen, batch, key):
-        labels, logs, valid = _labelled(model, shape, config, params, frozen, batch, key)
-        scores = candidate_utility(shape, logs, candidates)
-        goal = _goals(shape, labels, scores, config.novel)  # [B, heads + 1, N]
-        value = poisson(logs, goal, valid)
-        return value, {
+        seen = look(model, shape, config.recent, frozen, batch)
+        texts = texts_of(config, len(batch["tokens"]))
+        labels = gated(model, config, frozen, seen, texts, key)
+        known = config.get("support", 0.0) * batch["support"][texts:, :candidates]
+        logs, scores = _outlook(model, shape, candidates, params, seen)
+        goal = _goals(shape, jnp.concatenate([labels, known]), scores, config.novel)
+        value = poisson(logs, goal, seen.nodes.valid)
+        found = {"recall": recall(scores[texts:, 0], known > 0, config.novel)} if len(known) else {}
+        return value, found | {
             "poisson": value,
-            "captured": captured(scores[:, 0], labels, config.novel),
+            "captured": captured(scores[:texts, 0], labels, config.novel),
             "overlap": _overlap(scores, config.novel),
         }
-
-    held = examples(0, slice(None), sources.held_histories, config.eval_segments)
-
-    @jax.jit
-    def score(params, frozen, batch):
-        labels, logs, _ = _labelled(
-            model, shape, config, params, frozen, batch, jax.random.key(0)
-        )
-        guesses = {
-            "lens": candidate_utility(shape, logs, candidates)[:, 0],
-            "recency": jnp.broadcast_to(jnp.arange(candidates, dtype=jnp.float32), labels.shape),
-            "random": jax.random.uniform(jax.random.key(1), labels.shape),
-        }
-        return whole({k: captured(v, labels, config.novel) for k, v in guesses.items()})
-
-    def evaluate(params, frozen):
-        def of(rows):
-            found = score(params, frozen, {k: v[rows] for k, v in held.items()})
-            return {f"captured_{name}": value for name, value in found.items()}
-
-        return scored(sources.domains, config.eval_segments, of)
 
     return Phase(
         name="lens",
         item="lensnet",
         init=lambda key: init_part(model, "lensnet", key),
         loss=loss,
-        batch=examples,
+        batch=functools.partial(draw, config, model.gist.block, sources),
         batch_size=config.batch_size,
         frozen=frozen,
         config={**trained, "lens": model.lens.to_dict()},
-        evaluate=evaluate,
+        evaluate=judging(config, sources, model, shape),
     )
 
 
-def _labelled(model: Wrapped, shape, config, params, frozen, batch, key):
-    """Labels [B, candidates] of the blocks before the recent ones, lens outputs
-    [B, heads + 1, N, 2] and validity [B, N] over a bank's nodes."""
-    length = shape.blocks * model.gist.block
-    history, tail = jnp.split(batch["tokens"], [length], axis=1)
+def judging(config, sources: Sources, model: Wrapped, shape: BankShape) -> Callable:
+    """The `evaluate` of a `Phase`: what the lens's best blocks capture of the labels of held-out
+    texts, and recall of the support of held-out questions; beside guesses that need no lens."""
+    candidates = shape.blocks - config.recent
+    texts, questions = held_out(config, model.gist.block, sources, candidates)
+
+    def guesses(params, seen):
+        scores = _outlook(model, shape, candidates, params, seen)[1][:, 0]  # [B, candidates]
+        recency = jnp.broadcast_to(jnp.arange(candidates, dtype=jnp.float32), scores.shape)
+        return {"lens": scores, "recency": recency}
+
+    @jax.jit
+    def score_texts(params, frozen, batch):
+        seen = look(model, shape, config.recent, frozen, batch)
+        labels = gated(model, config, frozen, seen, len(batch["tokens"]), jax.random.key(0))
+        chance = {"random": jax.random.uniform(jax.random.key(1), labels.shape)}
+        every = guesses(params, seen) | chance
+        found = {f"captured_{k}": captured(v, labels, config.novel) for k, v in every.items()}
+        return whole(found)
+
+    @jax.jit
+    def score_questions(params, frozen, batch):
+        seen = look(model, shape, config.recent, frozen, batch)
+        support = batch["support"][:, :candidates]
+        every = guesses(params, seen)
+        return whole({f"recall_{k}": recall(v, support, config.novel) for k, v in every.items()})
+
+    def evaluate(params, frozen):
+        def over(score, batch, domains):
+            def of(rows):
+                return score(params, frozen, {k: v[rows] for k, v in batch.items()})
+
+            return scored(domains, len(batch["tokens"]), of)
+
+        found = over(score_texts, texts, sources.domains)
+        return found | (over(score_questions, questions, ("questions",)) if questions else {})
+
+    return evaluate
+
+
+def texts_of(config, rows: int) -> int:
+    """How many of the rows of a batch are text; the others, the last, are questions.
+
+    Raises UserError where that is no whole number.
+    """
+    asked = config.get("questions", 0.0) * rows
+    if asked != round(asked) or not 0 <= asked < rows:
+        raise UserError(
+            f"questions={config.questions} of {rows} rows at a time are no whole number of rows "
+            "below theirs: choose another share, batch_size or grad_accum."
+        )
+    return rows - round(asked)
+
+
+def draw(config, block: int, sources: Sources, step: int, rows) -> dict[str, np.ndarray]:
+    """Rows of a batch: texts, then questions with the support that is known."""
+    size, order = _sizes(config, block), dict(seed=config.train.seed, step=step)
+    texts = texts_of(config, config.batch_size)
+    asked = np.arange(config.batch_size)[rows]
+    of_text = dict(order, batch=texts, rows=asked[asked < texts])
+    tokens, distance = _histories(config, size, sources.histories, of_text)
+    batch = {"tokens": tokens, "distance": distance, "support": np.zeros(distance.shape, bool)}
+    if texts == config.batch_size:
+        return batch
+    of_questions = dict(order, batch=config.batch_size - texts, rows=asked[asked >= texts] - texts)
+    names = "tokens", "distance", "support"
+    more = dict(zip(names, _questions(sources.questions, size, of_questions), strict=True))
+    return {name: np.concatenate([batch[name], more[name]]) for name in names}
+
+
+def held_out(config, block: int, sources: Sources, candidates: int) -> tuple[dict, dict]:
+    """What a lens is judged on: texts; and questions with support among the candidates, if any."""
+    size, order = _sizes(config, block), dict(seed=config.train.seed, step=0, rows=slice(None))
+    count = config.eval_segments
+    tokens, distance = _histories(config, size, sources.held_histories, dict(order, batch=count))
+    texts = {"tokens": tokens, "distance": distance}
+    if not config.get("questions"):
+        return texts, {}
+    drawn = _questions(sources.held_questions, size, dict(order, batch=2 * count))
+    some = np.flatnonzero(drawn[2][:, :candidates].any(axis=1))[:count]
+    names = "tokens", "distance", "support"
+    return texts, {name: array[some] for name, array in zip(names, drawn, strict=True)}
+
+
+def _sizes(config, block) -> dict:
+    return dict(length=config.near + config.groups * config.far, tail=config.tail + 1, block=block)
+
+
+def _histories(config, size, source, order):
+    parts = dict(near=config.near, far=config.far, groups=config.groups, reach=config.reach)
+    return source(**parts, tail=size["tail"], block=size["block"], **order)
+
+
+def _questions(source, size, order):
+    if source is None:
+        raise UserError("this corpus has no questions: make some with `python -m data.questions`, "
+                        "or give --config.questions=0.")
+    return source(**size, **order)
+
+
+def _outlook(model, shape, candidates, params, seen):
+    """Logs of all nodes [B, heads + 1, N, 2], and what they make the candidates worth."""
+    logs = model.lensnet.apply({"params": params}, seen.query, seen.nodes)
+    return logs, candidate_utility(shape, logs, candidates)
+
+
+class Seen(NamedTuple):
+    """Histories as the lens sees them, and what labels them; without gradients.
+
+    Attributes:
+      rows: of tokens, [L, B, T, K, H]. prefix: [L, 1, P, K, H]. tail: [B, C + 1].
+      query: [L + 1, B, Q, D]. nodes: N of the bank.
+    """
+
+    rows: Rows
+    prefix: Rows
+    tail: jax.Array
+    query: jax.Array
+    nodes: Nodes
+
+
+def look(model: Wrapped, shape: BankShape, recent: int, frozen: dict, batch: dict) -> Seen:
+    """Reads the histories of a batch."""
+    history, tail = jnp.split(batch["tokens"], [shape.blocks * model.gist.block], axis=1)
     rows, states, prefix = read_history(model, frozen, history)
-    labels = label_history(model, frozen, rows, prefix, tail, config.recent, config.sets, key)
-    nodes = bank_nodes(model, shape, frozen, states, batch["distance"], config.recent)
     query = states[:, :, -model.lens.query :]
-    logs = model.lensnet.apply({"params": params}, query, nodes)
-    return jax.lax.stop_gradient(labels), logs, nodes.valid
+    distance = batch["distance"]
+    nodes = bank_nodes(model, shape, frozen, states, rows.k, query, distance, recent)
+    return Seen(rows, prefix, tail, query, nodes)
+
+
+def gated(model: Wrapped, config, frozen: dict, seen: Seen, texts: int, key) -> jax.Array:
+    """Labels of the first `texts` rows, of the blocks before the recent ones: [texts, blocks]."""
+    rows = Rows(*(x[:, :texts] for x in seen.rows))
+    tail = seen.tail[:texts]
+    labels = label_history(
+        model, frozen, rows, seen.prefix, tail, config.recent, config.sets, key
+    )
+    return jax.lax.stop_gradient(labels)
 
 
 def bank_nodes(
-    model: Wrapped, shape: BankShape, params, states, distance, recent: int
+    model: Wrapped, shape: BankShape, params, states, keys, query, distance, recent: int
 ) -> Nodes:
     """Every node of a bank; an LOD0 node is described by its LOD1 twin.
 
     Valid are those that can be expanded: gists that cover none of the recent blocks.
 
     Args:
-      states: [L + 1, B, T, D]. distance: [B, blocks] between each block and the history's end.
+      states: [L + 1, B, T, D]. keys: [L, B, T or more, K, H], those of tokens first.
+      query: [L + 1, B, Q, D], states of the last tokens.
+      distance: [B, blocks] between each block and the history's end.
       recent: blocks at the end that are always shown as tokens.
     """
     gists = complete_gists(model, params, jax.lax.stop_gradient(states))
@@ -126,6 +235,26 @@ def bank_nodes(
         level=jnp.broadcast_to(np.maximum(shape.node_level, 1), (b, len(last))),
         distance=distance[:, last],
         valid=jnp.broadcast_to(expandable, (b, len(last))),
+        found=found_by_node(model, shape, params["base"], keys, query, distance, recent),
+    )
+
+
+def found_by_node(
+    model: Wrapped, shape: BankShape, base: dict, keys, query, distance, recent: int
+) -> jax.Array:
+    """What the lens's finders say of every node, the best beneath it: [B, N, F].
+
+    They look over the blocks before the recent ones, as though all the blocks that the distances
+    span were there; arguments as of `bank_nodes`.
+    """
+    if not model.lens.finders:
+        return nothing_found(model, (query.shape[1], len(shape.node_level)))
+    tokens = keys[:, :, : shape.blocks * model.gist.block]
+    live = jnp.arange(shape.blocks) < shape.blocks - recent
+    times = (distance[:, 0] + 1 - distance[:, -1]) / shape.blocks
+    found = found_in(model, base, query, tokens, live, times)  # [B, blocks, F]
+    return jax.lax.stop_gradient(
+        jax.vmap(functools.partial(node_utility, shape), in_axes=-1, out_axes=-1)(found)
     )
 
 
@@ -178,6 +307,15 @@ def _overlap(scores, best):
         return jnp.zeros(())
     first, second = jax.lax.top_k(scores[:, 0], best)[1], jax.lax.top_k(scores[:, 1], best)[1]
     return jnp.mean((first[:, :, None] == second[:, None, :]).any(axis=1))
+
+
+def recall(guess: jax.Array, support: jax.Array, best: int) -> jax.Array:
+    """Share of the supporting blocks that are among the `best` guessed ones, [B, blocks] each:
+    the mean over the rows that have any."""
+    _, chosen = jax.lax.top_k(guess, best)
+    got = jnp.take_along_axis(support, chosen, axis=1).sum(axis=1)
+    count = support.sum(axis=1)
+    return jnp.sum(got / jnp.maximum(count, 1)) / jnp.maximum(jnp.sum(count > 0), 1)
 
 
 def captured(guess: jax.Array, labels: jax.Array, best: int) -> jax.Array:

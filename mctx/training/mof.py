@@ -103,7 +103,9 @@ def read_views(
     query = bank.states[:, :, -model.lens.query :]
     b, heads = history.shape[0], model.lens.heads
     distance = jnp.broadcast_to(jnp.arange(shape.blocks)[::-1], (b, shape.blocks))
-    nodes = bank_nodes(model, shape, frozen, bank.states, distance, focus.recent)
+    nodes = bank_nodes(
+        model, shape, frozen, bank.states, bank.rows.k, query, distance, focus.recent
+    )
     scores = utility(model.lensnet.apply({"params": frozen["lensnet"]}, query, nodes))
     scores = scores[:, :heads].swapaxes(0, 1)  # [H, B, N]
     first = shape.first_node[1]

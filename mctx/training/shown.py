@@ -53,6 +53,12 @@ def one_level(
     return gists | tokens
 
 
+def most_rows(shape: BankShape, focus: FocusConfig, mixture: Mixture) -> int:
+    """The most rows of a bank that a layout of this module shows."""
+    alone = shape.blocks * shape.gist.slots + max(mixture.recent) * shape.gist.block
+    return max(alone, focus.budget)
+
+
 def allocated(shape: BankShape, focus: FocusConfig, key: jax.Array, batch: int) -> jax.Array:
     """Layouts of the real allocator under random utilities: [B, N] of the bank."""
     scores = jax.random.exponential(key, (batch, shape.blocks))

@@ -22,6 +22,8 @@ class Sources(NamedTuple):
     held_out: like `segments`, of the validation corpus.
     held_histories: like `histories`, of the validation corpus.
     domains: what held-out text there is: row i is of the domain i mod their number.
+    questions: see `data.questions.Questions.draw`; None where the corpus has none.
+    held_questions: the same, of those for validation.
     """
 
     load: Callable[[tuple[str, ...]], tuple[dict, dict]]
@@ -31,6 +33,8 @@ class Sources(NamedTuple):
     held_out: Callable[..., np.ndarray]
     held_histories: Callable[..., tuple[np.ndarray, np.ndarray]]
     domains: tuple[str, ...] = ("text",)
+    questions: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
+    held_questions: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
 
 
 def per_domain(

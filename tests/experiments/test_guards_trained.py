@@ -13,10 +13,13 @@ from experiments.methods.gradients import gated
 from experiments.quickstart import SHIPPED
 from experiments.suites import texts
 from mctx.models.base import token_nll
+from mctx.models.finder import nothing_found
 from mctx.models.lensnet import Nodes, utility
 from mctx.models.wrapped import read
 from mctx.opened import open_checkpoint
+from mctx.runtime import focusing
 from mctx.runtime.assembly import trained_rows
+from mctx.runtime.finding import Finding
 from mctx.tree.ingest import Reader
 
 HISTORY, TAIL, SEGMENTS = 1024, 64, 6
@@ -63,19 +66,29 @@ def test_shuffled_gists_hurt(monkeypatch):
     assert others > own + 0.02
 
 
+def found(scorer: Scorer, query: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+    """What its finders tell the lens of all blocks, if it has some: [1, blocks, F]."""
+    if not scorer.model.lens.finders:
+        return nothing_found(scorer.model, (1, len(blocks)))
+    of = scorer.model, scorer.params, scorer.history.tree, scorer.history.cache
+    finding = Finding(*of, PROTOCOL.recent, len(blocks))
+    gather = finding.look(query, len(blocks), focusing.NO_RUNS)
+    return gather(np.ones_like(blocks), blocks)[None]
+
+
 def lens_worths(scorer: Scorer) -> np.ndarray:
     """What the lens thinks of every block before the recent ones: [old]."""
     model, blocks = scorer.model, scorer.blocks
-    every = np.arange(blocks)
+    every, query = np.arange(blocks), scorer.history.cache.states(blocks, model.lens.query)
     nodes = Nodes(
         gists=scorer.history.tree.gather(1, every).reshape(1, blocks, -1),
         level=np.ones((1, blocks), np.int32),
         distance=(blocks - 1 - every)[None].astype(np.int32),
         valid=(every < blocks - PROTOCOL.recent)[None],
+        found=found(scorer, query, every),
     )
-    query = scorer.history.cache.states(blocks, model.lens.query)[:, None]
     lens = {"params": scorer.params["lensnet"]}
-    logs = apply_lens(model, lens, query, nodes)
+    logs = apply_lens(model, lens, query[:, None], nodes)
     return np.asarray(utility(logs))[0, 0, : blocks - PROTOCOL.recent]
 
 

@@ -9,11 +9,18 @@ import pytest
 
 from mctx.errors import UserError
 from mctx.focus import layout
-from mctx.focus.bank import BankShape, context_of, focus_for, make_bank, shown_nodes
+from mctx.focus.bank import (
+    BankShape,
+    context_of,
+    focus_for,
+    make_bank,
+    packed_context,
+    shown_nodes,
+)
 from mctx.models.attention import NEGATIVE
 from mctx.models.base import Context, Rows, token_nll
 from mctx.models.wrapped import read, tail_nll
-from mctx.training.shown import descend, node_utility
+from mctx.training.shown import Mixture, allocated, descend, most_rows, node_utility, one_level
 from tests.tiny import BASE, GIST, MODEL, params, tokens
 
 B, TAIL = 2, 7
@@ -113,6 +120,37 @@ def test_positions_are_contiguous_and_in_the_order_of_the_layouts_entries(
     np.testing.assert_array_equal(positions[:P], np.arange(P))
     np.testing.assert_array_equal(positions[P:][order], P + np.arange(len(order)))
     assert int(start[row]) == P + len(order)
+
+
+@pytest.mark.parametrize("room", [0, 9])
+def test_a_packed_context_reads_the_same(bank, layouts, shown, nll, room):
+    """What is hidden is not read; its gradient reaches the rows that are shown and no others."""
+    rows = shown[:, SHAPE.row_node]
+    most = int(rows.sum(axis=1).max())
+    tail = tokens(B, TAIL + 1, seed=1)
+    wanted = nll(tail, *context_of(SHAPE, bank, shown))
+    np.testing.assert_allclose(
+        nll(tail, *packed_context(SHAPE, bank, shown, most + room)), wanted, atol=1e-5
+    )
+
+    def read_values(values):
+        put = bank._replace(rows=bank.rows._replace(v=values))
+        return tail_nll(
+            MODEL, params(), tail, *packed_context(SHAPE, put, shown, most + room)
+        ).sum()
+
+    moved = np.abs(jax.jit(jax.grad(read_values))(bank.rows.v)).max(axis=(0, 3, 4)) > 0
+    np.testing.assert_array_equal(moved, rows)
+
+
+@pytest.mark.parametrize("recent", [(0,), (0, 2)])
+def test_no_layout_of_training_shows_more_rows_than_it_says(recent):
+    mixture = Mixture((0.5, 0.25, 0.25), recent)
+    most = most_rows(SHAPE, FOCUS, mixture)
+    alone = one_level(SHAPE, mixture, jax.random.key(0), 64, SHAPE.blocks)
+    real = allocated(SHAPE, FOCUS, jax.random.key(1), 8)
+    for shown in (alone, real):
+        assert shown[:, SHAPE.row_node].sum(axis=1).max() <= most
 
 
 def test_levels_not_trained_are_silent():

@@ -18,6 +18,7 @@ from mctx.models.base import (
     Rows,
     count_parameters,
     logits,
+    token_divergence,
     token_nll,
 )
 from mctx.models.hf import abstract_params
@@ -164,6 +165,26 @@ def test_token_nll_is_the_cross_entropy_of_the_logits(tied, chunk):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), d_found, d_wanted
     )
+
+
+@pytest.mark.parametrize("chunk", [4, 256])  # T is a multiple of neither
+def test_token_divergence_is_that_of_the_two_predictions(chunk):
+    params, hidden, _ = make()
+    teacher = jnp.asarray(np.random.default_rng(2).normal(size=hidden.shape), jnp.float32)
+
+    def wanted(hidden):
+        own, theirs = (jax.nn.log_softmax(logits(params, x)) for x in (hidden, teacher))
+        return jnp.sum(jnp.exp(theirs) * (theirs - own), -1)
+
+    def found(hidden, teacher=teacher):
+        return token_divergence(params, hidden, teacher, chunk)
+
+    slope = {f: jax.jit(jax.grad(lambda h, f=f: jnp.sum(f(h) ** 2))) for f in (wanted, found)}
+    np.testing.assert_allclose(found(hidden), wanted(hidden), atol=1e-5)
+    np.testing.assert_allclose(slope[found](hidden), slope[wanted](hidden), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found(teacher), 0, atol=1e-5)
+    of_teacher = jax.grad(lambda t: jnp.sum(found(hidden, t)))(teacher)
+    assert not of_teacher.any()
 
 
 def test_bfloat16_reads_in_bfloat16():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mctx.focus.bank import complete_gists
-from mctx.models.gistnet import GistConfig
+from mctx.models.gistnet import MIXES, GistConfig
 from mctx.models.wrapped import Wrapped, gist_rows
 from tests.tiny import BASE, GIST, MODEL, drawn, params
 
@@ -43,6 +43,22 @@ def test_a_gist_is_a_function_of_what_its_node_covers(states, tree):
         expected = np.zeros_like(changed)
         expected[0, block * GIST.block // GIST.span(level)] = True
         np.testing.assert_array_equal(changed, expected)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_a_gist_hears_every_layer_of_the_base(states, mix):
+    """And its refinement is part of it, at every level."""
+    model = dataclasses.replace(MODEL, gist=dataclasses.replace(GIST, mix=mix, refine=1))
+    own = drawn(model, "gistnet")
+
+    def size(own, states):
+        return sum(
+            jnp.sum(g**2) for g in model.gistnet.apply({"params": own}, states, method="tree")
+        )
+
+    by_part, by_state = jax.jit(jax.grad(size, argnums=(0, 1)))(own, states)
+    assert (np.abs(by_state).max(axis=(1, 2, 3)) > 0).all()
+    assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(by_part["refine0"]))
 
 
 def test_children_are_told_apart_by_their_place(states, tree):

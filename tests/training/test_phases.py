@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from data import sampling
+from data.questions import Questions
 from experiments.entry import load_config
+from mctx.errors import UserError
 from mctx.focus.bank import BankShape
-from mctx.training.lens import _goals, captured, poisson
+from mctx.training.lens import _goals, captured, poisson, recall, texts_of
 from mctx.training.loop import TrainSettings
 from mctx.training.sources import Sources
 from mctx.training.step import State, make_optimizer, make_step
@@ -21,7 +23,8 @@ from tests import tiny
 
 CONFIGS = Path(__file__).parents[2] / "experiments/configs"
 GIST = dataclasses.replace(tiny.GIST, fanouts=(4, 2), trained=2)
-MODEL = dataclasses.replace(tiny.MODEL, gist=GIST)
+LENS = dataclasses.replace(tiny.LENS, finders=((1, 0), (0, 0)), find_query=4)
+MODEL = dataclasses.replace(tiny.MODEL, gist=GIST, lens=LENS)
 FOCUS = {"sink": 1, "recent": 1, "budget": 24, "capacity": 16, "max_edits": 16}
 SMALL = {  # what the shipped configs are shrunk to; all else is as shipped
     "base": {"base": tiny.BASE.to_dict() | {"window": 16}, "eval_batch": 2},
@@ -30,11 +33,12 @@ SMALL = {  # what the shipped configs are shrunk to; all else is as shipped
         "history": 32,
         "tail": 8,
         "blocks": 2,
+        "teacher": 0.5,
         "mixture": {"levels": (0.5, 0.5), "recent": (0, 1)},
         "focus": FOCUS,
     },
     "lens": {
-        "lens": tiny.LENS.to_dict(),
+        "lens": LENS.to_dict(),
         "near": 32,
         "far": 16,
         "groups": 1,
@@ -57,10 +61,18 @@ def corpus(seed):
 
 def load(items):
     config = {"base": tiny.BASE.to_dict(), "gist": GIST.to_dict()}
-    config |= {"lens": tiny.LENS.to_dict(), "window": MODEL.window}
+    config |= {"lens": LENS.to_dict(), "window": MODEL.window}
     have = {"base": ("base",), "gistnet": ("gist", "window"), "lensnet": ("lens",)}
     names = [name for item in items for name in have[item]]
     return {item: tiny.drawn(MODEL, item) for item in items}, {name: config[name] for name in names}
+
+
+def asked(seed):
+    """Random tokens in which one block is said to hold the answer."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(1, tiny.BASE.vocab_size, (24, 48 + 9)).astype(np.uint16)
+    support = np.arange(12) == rng.integers(10, size=(24, 1))
+    return Questions(tokens, support, {"length": 48, "tail": 9, "block": 4})
 
 
 SOURCES = Sources(
@@ -70,6 +82,8 @@ SOURCES = Sources(
     histories=functools.partial(sampling.histories, corpus(0)),
     held_out=functools.partial(sampling.segments, corpus(1)),
     held_histories=functools.partial(sampling.histories, corpus(1)),
+    questions=asked(2).draw,
+    held_questions=asked(3).draw,
 )
 
 
@@ -154,3 +168,37 @@ def test_captured_is_the_share_of_the_best_in_hindsight():
     assert captured(labels, labels, 2) == 1
     np.testing.assert_allclose(captured(-labels, labels, 2), 0.0)
     np.testing.assert_allclose(captured(jnp.array([[1.0, 0.0, 2.0, 0.0]]), labels, 2), 5 / 7)
+
+
+def test_recall_is_of_the_rows_that_have_support():
+    support = jnp.array([[True, True, False, False], [False, False, False, False]])
+    guess = jnp.array([[4.0, 0.0, 3.0, 1.0]] * 2)
+    assert recall(guess, support, 2) == 0.5 and recall(guess, support, 4) == 1
+    assert recall(guess, jnp.zeros_like(support), 2) == 0
+
+
+def test_the_last_rows_of_a_batch_are_questions():
+    phase, state, step = compiled("lens")
+    batch = phase.batch(0, slice(0, 4))
+    np.testing.assert_array_equal(batch["support"].sum(axis=1), [0, 0, 0, 1])
+    far = batch["distance"][3]
+    assert far[-1] == 0 and (np.diff(far) <= 0).all() and far[0] >= 11  # stretched
+    losses = []
+    for _ in range(12):  # what is known is learnt, through what the finders say as well
+        state, metrics = step(state, phase.frozen, batch, int(state.step))
+        losses.append(float(metrics["poisson"]))
+    assert losses[-1] < 0.7 * losses[0]
+    assert all(jnp.abs(state.params[name]["kernel"]).max() > 0 for name in ("found", "told"))
+    found = phase.evaluate(state.params, phase.frozen)
+    assert 0 <= found["recall_lens"] <= 1 and 0 <= found["recall_recency"] <= 1
+
+
+def test_a_share_of_questions_must_be_whole_rows():
+    config = shrunk("lens")
+    assert texts_of(config, 4) == 3
+    with pytest.raises(UserError, match="no whole number of rows"):
+        texts_of(config, 2)
+    with pytest.raises(UserError, match="no questions"):
+        importlib.import_module("mctx.training.lens").phase(
+            config, SOURCES._replace(held_questions=None)
+        )
