@@ -36,9 +36,10 @@ from mctx.errors import UserError
 from mctx.flops import plain_flops
 from mctx.focus import layout
 from mctx.models.base import Rows, count_parameters
+from mctx.models.finder import width
 from mctx.models.lensnet import Nodes
 from mctx.models.wrapped import Wrapped, init_part
-from mctx.runtime import focusing, reading
+from mctx.runtime import finding, focusing, reading
 from mctx.runtime.assembly import GISTS_AT_ONCE
 from mctx.runtime.config import SessionConfig, focus_configs
 from mctx.runtime.rows import Buffer, Tail, TailRows
@@ -118,7 +119,17 @@ def shape_sources(config: ConfigDict, known: dict) -> Sources:
         n, length = len(range(batch)[rows]), near + groups * far
         return np.zeros((n, length + tail), np.int32), np.zeros((n, length // block), np.int32)
 
-    return Sources(load, zeros, zeros, histories, zeros, histories)
+    def questions(*, length, tail, block, batch, seed, step, rows):
+        tokens, distance = histories(
+            near=length, far=0, groups=0, tail=tail, reach=0, block=block, batch=batch, seed=seed,
+            step=step, rows=rows,
+        )
+        return tokens, distance, np.ones(distance.shape, bool)
+
+    return Sources(
+        load, zeros, zeros, histories, zeros, histories, questions=questions,
+        held_questions=questions,
+    )
 
 
 def known_parts(configs: Sequence[ConfigDict]) -> dict:
@@ -185,8 +196,16 @@ def session_programs(model: Wrapped, settings: SessionConfig, mesh: Mesh) -> Ite
         of((heads, candidates)),
         of((heads, candidates)),
         of((heads, candidates), jnp.bool_),
+        of((heads, candidates, width(model.lens, base)), jnp.float32),
     )
     query = of((base.n_layers + 1, model.lens.query, base.d_model), jnp.float32)
+    if model.lens.finders:
+        looking = jax.eval_shape(partial(finding.looking, model), params["base"], query)
+        some = len(model.lens.finders), finding.PIECE, gist.block, base.head_dim
+        found = of(some, model.dtype), of((finding.PIECE,), jnp.bool_)
+        total = of(looking.shape[:3], jnp.float32)
+        what = f"refocus: finders, {finding.PIECE} blocks"
+        yield program(what, finding.attended, looking, *found, total)
     lens = partial(focusing._apply_lens, model)
     yield program(
         "refocus: lens", lens, params["lensnet"], query, nodes, of((heads,)), of((heads, n))

@@ -98,6 +98,25 @@ class BlockCache:
         pairs = [found[i] for i in np.asarray(indices).tolist()]
         return Rows(*(np.stack(parts) for parts in zip(*pairs, strict=True)))
 
+    def keys(self, indices: np.ndarray) -> np.ndarray:
+        """Keys of blocks [n], on the host: [n, L, K_1, K, H].
+
+        What is held is used; windows that are read for this are not held: who wants keys of a
+        whole history would push out the rows that are shown.
+        """
+        addresses = self._windows.addresses(indices)
+        found = {}
+        for at in addresses:
+            pair = self._device.get(at) or self._host.get(at) or self._disk.get(at)
+            if pair is not None:
+                found[at] = np.asarray(pair[0])
+        missing = [i for i, at in zip(indices, addresses, strict=True) if at not in found]
+        if missing:
+            read, windows = self._windows.read(np.array(missing, np.int64))
+            self.windows_read += windows
+            found = {one.address: one.k.astype(self._dtype) for one in read} | found
+        return np.stack([found[at] for at in addresses])
+
     def request(self, indices: np.ndarray) -> None:
         """Asks for blocks whose windows are to be read in the background, all in one batch.
 

@@ -34,6 +34,8 @@ class SessionConfig:
       capacity: nodes of a layout.
       staging: entries of the staging context, 0 for none; staging_every: blocks between its
         refreshes; staging_capacity: its nodes.
+      find: whether the lens is told what its finders find, where it has some: they look over the
+        whole history at every refocus, and keep keys of all of it.
       prefix: False hides the shared prefix (only the plain recent window wants that).
       cold: 'sync' waits for what is not in memory; 'async' shows a block's gist, or nothing, until
         its rows are here, and goes on where a store fails.
@@ -65,6 +67,7 @@ class SessionConfig:
     staging: int = 0
     staging_every: int = 8
     staging_capacity: int = 1024
+    find: bool = True
     prefix: bool = True
     cold: str = "sync"
     cache_bytes: int = 2**29

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from mctx.focus.allocator import Edits
 from mctx.focus.layout import Layout, validate
 from mctx.models.router import Routing
-from mctx.runtime import focusing, reading
+from mctx.runtime import finding, focusing, reading
 from mctx.runtime.focusing import Scores
 from mctx.tree.head import StoreError
 
@@ -48,8 +47,8 @@ def decide(session) -> Decision:
     for i in range(session.config.rounds or session.focus.levels):
         scored, scores = session.layouts, first if i == 0 else score()
         at = np.int32(session.blocks), np.int32(session.refocuses)
-        session.layouts, done = jax.device_get(
-            focusing.edit(session.focus, session.layouts, scores, *at, session.dead)
+        session.layouts, done = focusing.on_host(
+            focusing.edit, session.focus, session.layouts, scores, *at, session.dead
         )
         edits.append(done)
         if np.any(done.spent > session.focus.budget):
@@ -74,6 +73,7 @@ def lens(session, focus, layouts: Layout, heads: np.ndarray) -> Scores:
         focus,
         layouts,
         focusing.gatherer(session.tree),
+        finding.found_by(session),
         session.query,
         session.blocks,
         heads,

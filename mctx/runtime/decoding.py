@@ -79,7 +79,7 @@ class Drawing:
         kinds = {line.sampling.kind for line in lines}
         self._kind = kinds.pop() if len(kinds) == 1 else "cut"
         self._static = one.model, one.config.merger == "learned", self._kind
-        self._params, self._prefix_bias = one.params, one.prefix_bias
+        self._params, self._prefix_bias = one.params, jnp.asarray(one.prefix_bias)
         self._draws = self._settings()
         self._tails: Tail | None = None
 
@@ -117,7 +117,8 @@ class Drawing:
             seeds[line.lane] = line.sampling.seed
             settings[line.lane] = reading.settings_of(line.sampling, self._kind)
         keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-        apart = tuple(map(np.array, zip(*settings, strict=True)))
+        # On the device once, not at every step.
+        apart = tuple(jnp.asarray(np.array(each)) for each in zip(*settings, strict=True))
         return Draws(keys, np.zeros(lanes, np.int32), apart, np.zeros(lanes, bool))
 
     def _begin(self):

@@ -24,7 +24,7 @@ from mctx.models.wrapped import Wrapped
 from mctx.tree.documents import live_within
 from mctx.tree.store import Tree
 
-Gather = Callable[[np.ndarray, np.ndarray], np.ndarray]  # level, index -> gists [..., W]
+Gather = Callable[[np.ndarray, np.ndarray], np.ndarray]  # level, index -> of each node [..., W]
 
 NO_RUNS = np.zeros((0, 2), np.int64)
 
@@ -65,6 +65,25 @@ def prefetch(tree: Tree, layouts: Layout) -> None:
             tree.prefetch(one - 1, children)
 
 
+@functools.cache
+def _host() -> jax.Device | None:
+    """The host's own processor, where JAX was given it beside an accelerator."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
+
+
+def on_host(function: Callable, *args):
+    """What a compiled function returns, made and left on the host.
+
+    Layouts live there, and editing them is many small steps, and loops that end when they are
+    done: an accelerator would wait for its own answer at every one of them.
+    """
+    with jax.default_device(_host()):
+        return jax.device_get(function(*jax.device_get(args)))
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def start(cfg: FocusConfig, heads: int, blocks, dead: Dead = NO_DEAD) -> Layout:
     """The coarsest layout, once for every head: [H, n]."""
@@ -81,6 +100,12 @@ def append(cfg: FocusConfig, layouts: Layout, blocks, fresh, now, dead: Dead = N
         return jax.vmap(lambda one: layout.append(cfg, one, newest, now, dead))(layouts)
 
     return jax.lax.fori_loop(0, fresh, one_more, layouts)
+
+
+@jax.jit
+def newest(query: jax.Array, states: jax.Array) -> jax.Array:
+    """The query [L + 1, Q, D] of who has read on: of the last Q tokens, those with `states`."""
+    return jnp.concatenate([query, states], axis=1)[:, -query.shape[1] :]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -118,6 +143,7 @@ def lens_scores(
     cfg: FocusConfig,
     layouts: Layout,
     gather: Gather,
+    found: Gather,
     query: np.ndarray,
     blocks: int,
     heads: np.ndarray,
@@ -131,6 +157,7 @@ def lens_scores(
 
     Args:
       layouts: [H, n], on the host.
+      gather: gists of nodes. found: what the lens's finders say of them (`finding.found_by`).
       query: [L + 1, Q, D].
       heads: [H], the adapters to use.
       dead: runs of dead blocks [r, 2]; what covers no others is no candidate.
@@ -146,6 +173,7 @@ def lens_scores(
         level=np.maximum(level, 1).astype(np.int32),
         distance=np.maximum(blocks - end, 0).astype(np.int32),
         valid=(index >= 0) & (end <= blocks - cfg.recent) & live,
+        found=found(level, index),
     )
     return _apply_lens(model, params["lensnet"], query, nodes, heads.astype(np.int32), where)
 

@@ -15,6 +15,7 @@ def refocus(session) -> dict:
     began = time.perf_counter()
     gained = session.probe.gained(session)
     settings = "capacity", "heads", "staging_capacity"
+    settings += ("find",) * bool(session.finding)
     with room_for("the lens's look at the layouts", session.config, *settings):
         decision = deciding.decide(session)
     decided = time.perf_counter()

@@ -119,7 +119,9 @@ def _facts(session) -> dict:
 def _fitting(facts, opened, how, head, mounts, where) -> SessionConfig:
     """The configuration to go on with; UserError where anything is another one."""
     config = how.get("config") or SessionConfig(**_tuples(facts["config"]))
-    before, now = facts["config"], json.loads(json.dumps(dataclasses.asdict(config)))
+    # A setting that an older program did not know was as it is by default.
+    before = dataclasses.asdict(SessionConfig()) | facts["config"]
+    now = json.loads(json.dumps(dataclasses.asdict(config)))
     other = [name for name in now if name not in PACE and now[name] != before.get(name)]
     trees = [None if one is None else _standing(one) for one in (head, *mounts)]
     given = _given(how.get("worths") is not None, how.get("gist_rows") is not None)
@@ -192,7 +194,7 @@ def _arrays(session) -> dict[str, np.ndarray]:
         "tail": session.tail._replace(rows=None)._asdict() | session.tail.rows._asdict(),
         "assembly": session.assembly.state(),
         "cache": _cached(session),
-        "session": {"query": session.query},
+        "session": {"query": np.asarray(session.query)},
     }
     if "ingestion" in session.__dict__:
         parts["ingestion"] = session.ingestion.state()

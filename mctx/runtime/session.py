@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mctx.errors import UserError
@@ -30,6 +31,7 @@ from mctx.runtime import deciding, decoding, focusing, generation, refocusing, s
 from mctx.runtime.assembly import Assembly, GistRows
 from mctx.runtime.cache import BlockCache
 from mctx.runtime.config import SessionConfig, check, focus_configs
+from mctx.runtime.finding import finders_of
 from mctx.runtime.lanes import Lanes, lanes_for
 from mctx.runtime.memory import room_for
 from mctx.runtime.opening import open_history
@@ -98,6 +100,7 @@ class Session:
         self.lanes, self.lane = lane or (lanes_for(self.model, *size, self.reader.prefix), 0)
         of = self.model, self.params, self.tree, self.cache, self.focus
         self.assembly = Assembly(*of, self.lanes, self.lane, gist_rows)
+        self.finding = finders_of(self)
         self.watch, self.probe = Watch(self.focus), Probe(self.config.probe_every)
         self.spending = Spending(self)
         self.storing = Storing(self.tree.own, self.config.unstored)
@@ -156,12 +159,18 @@ class Session:
         self._behind = True
         with self.room():
             for blocks in self.ingestion.feed(tokens):
-                self.cache.put(blocks)
+                self._put(blocks)
                 if self.storing.waiting >= COMMIT_TOKENS:
                     self.storing.due()
         self.storing.now()
         self.seek(self.tree.blocks)
         return len(tokens)
+
+    def _put(self, blocks):
+        """What ingest made of blocks goes where it will be asked for."""
+        self.cache.put(blocks)
+        if self.finding:
+            self.finding.put(blocks)
 
     def add_document(self, name: str, text: str | np.ndarray) -> Span:
         """Adds a document, which can be replaced as a whole; commits, and focuses anew."""
@@ -263,8 +272,10 @@ class Session:
         validate(self.focus, blocks)
         query = self.cache.states(blocks, self.model.lens.query)
         self.stand(blocks, query)
-        coarsest = focusing.start(self.focus, self.config.heads, np.int32(blocks), self.dead)
-        self.layouts: Layout = jax.device_get(coarsest)
+        at = np.int32(blocks), self.dead
+        self.layouts: Layout = focusing.on_host(
+            focusing.start, self.focus, self.config.heads, *at
+        )
         self.watch.forget()
         self.probe.forget()
         if self.staging:
@@ -274,7 +285,8 @@ class Session:
 
     def stand(self, blocks: int, query: np.ndarray) -> None:
         """At a block's border of the tree as it is now; query: [L + 1, Q, D]."""
-        self.blocks, self.fresh, self.has_read, self.query = blocks, 0, False, query
+        self.blocks, self.fresh, self.has_read = blocks, 0, False
+        self.query = jnp.asarray(query)
         self._behind = False
         self.dead_runs = self.tree.dead
         self.dead = Dead.of(self.dead_runs)
@@ -341,9 +353,8 @@ class Session:
         """Complete blocks: rows to the cache, states to the query, a node each; then refocus."""
         self._behind = True
         for blocks in self.ingestion.feed(tokens):
-            self.cache.put(blocks)
-            recent = np.concatenate([self.query, blocks.states], axis=1)
-            self.query = recent[:, -self.model.lens.query :]
+            self._put(blocks)
+            self.query = focusing.newest(self.query, jnp.asarray(blocks.states))
         fresh = self.tree.blocks - self.blocks
         if fresh > self.config.every:  # of a text whose ingest failed half way
             return self.seek(self.tree.blocks)
@@ -351,8 +362,9 @@ class Session:
         if fresh:
             self.fresh += fresh
             at = np.int32(self.blocks), np.int32(fresh), np.int32(self.refocuses)
-            longer = focusing.append(self.focus, self.layouts, *at, self.dead)
-            self.layouts = jax.device_get(longer)
+            self.layouts = focusing.on_host(
+                focusing.append, self.focus, self.layouts, *at, self.dead
+            )
         if self.fresh >= self.config.every:
             self.refocus()
             if self.refocuses % self.config.commit_every == 0:

@@ -8,6 +8,7 @@ import numpy as np
 
 from mctx.flops import Count
 from mctx.focus.layout import FocusConfig
+from mctx.models.finder import width
 from mctx.models.lensnet import Nodes
 from mctx.models.wrapped import Wrapped
 from mctx.runtime import focusing, reading
@@ -17,7 +18,8 @@ class Spending:
     """Operations between two refocuses.
 
     read: tokens behind the working contexts. decide: the lens. assemble: rows of gists. ingest:
-    windows that the base reads and their LOD1 gists, by whoever shares the session's reader.
+    windows that the base reads and their LOD1 gists, by whoever shares the session's reader. find:
+    looks of the lens's finders, where it has some.
     """
 
     def __init__(self, session):
@@ -53,6 +55,8 @@ class Spending:
 
     def _totals(self) -> dict[str, float]:
         counts = {**self._own, "ingest": self._session.reader.operations}
+        if self._session.finding:
+            counts["find"] = self._session.finding.operations
         return {name: count.total for name, count in counts.items()}
 
 
@@ -65,7 +69,8 @@ def lens_inputs(model: Wrapped, focus: FocusConfig, heads: int) -> tuple:
 
     states = (model.base.n_layers + 1, heads, model.lens.query, model.base.d_model)
     gists = some(nodes, model.gist.slots * model.gist.width, dtype=jnp.float32)
-    candidates = Nodes(gists, some(nodes), some(nodes), some(nodes, dtype=bool))
+    found = some(nodes, width(model.lens, model.base), dtype=jnp.float32)
+    candidates = Nodes(gists, some(nodes), some(nodes), some(nodes, dtype=bool), found)
     return jax.ShapeDtypeStruct(states, jnp.float32), candidates, some(1)
 
 

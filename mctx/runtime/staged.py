@@ -40,20 +40,21 @@ class Staging:
             return
         if self.layout is None or session.blocks - self.blocks > self.every:
             validate(self.focus, session.blocks)
-            self.layout = focusing.start(
-                self.focus, 1, np.int32(session.blocks), session.dead
-            )
+            at = np.int32(session.blocks), session.dead
+            self.layout = focusing.on_host(focusing.start, self.focus, 1, *at)
         else:
             fresh = np.int32(session.blocks - self.blocks)
             at = np.int32(session.blocks), fresh, np.int32(self.refreshes)
-            self.layout = focusing.append(self.focus, self.layout, *at, session.dead)
+            self.layout = focusing.on_host(
+                focusing.append, self.focus, self.layout, *at, session.dead
+            )
         self.blocks = session.blocks
         whole = np.array([session.model.lens.heads])  # the adapter after the heads' own
         for _ in range(self.focus.levels):
             scores = session.lens(self.focus, self.layout, whole)
             at = np.int32(self.blocks), np.int32(self.refreshes)
-            self.layout, _ = jax.device_get(
-                focusing.edit(self.focus, self.layout, scores, *at, session.dead)
+            self.layout, _ = focusing.on_host(
+                focusing.edit, self.focus, self.layout, scores, *at, session.dead
             )
         self.refreshes += 1
 

@@ -62,7 +62,8 @@ class Windows:
             return np.zeros(shape, np.float32)
         start, stop, window = self._places(last)
         _, states, _ = self._reader.full_windows(self._tokens(start, stop).reshape(-1))
-        offset = last * block - start[window]  # states: [n, L + 1, window, D]
+        states = np.asarray(states)  # [n, L + 1, window, D]
+        offset = last * block - start[window]
         parts = [states[w, :, at : at + block] for w, at in zip(window, offset, strict=True)]
         return np.concatenate([np.zeros(shape, np.float32), *parts], axis=1)[:, -want:]
 

@@ -10,7 +10,7 @@ up to its end (design: law 8).
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -28,19 +28,30 @@ from mctx.tree.store import Tree, TreeSpec
 BATCH = 4  # windows, and groups of siblings, per call of fixed shape
 
 
+class Later:
+    """An array that stays on the device until NumPy asks for it: states are the most that reading
+    a window makes, and few who read windows want them."""
+
+    def __init__(self, made: Callable[[], np.ndarray]):
+        self._made = made
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self._made(), dtype)
+
+
 class Blocks(NamedTuple):
     """What the base made of consecutive blocks: the first block's number, host rows and states.
 
     Attributes:
       first: index of the first block.
       k, v: [n, L, K_1, K, H] keys (unrotated) and values.
-      states: [L + 1, n·K_1, D].
+      states: [L + 1, n·K_1, D], on the device or `Later`.
     """
 
     first: int
     k: np.ndarray
     v: np.ndarray
-    states: np.ndarray
+    states: jax.Array | Later
 
 
 def tree_spec(model: Wrapped, fingerprint: str) -> TreeSpec:
@@ -69,16 +80,20 @@ class Reader:
         self._grow = jax.jit(functools.partial(_read_more, model), donate_argnums=3)
         self._pool = jax.jit(functools.partial(_ascend, model), static_argnums=1)
 
-    def full_windows(self, tokens: np.ndarray) -> tuple[Rows, np.ndarray, np.ndarray]:
-        """Whole windows: [n·window] -> rows [n, L, window, …], states, LOD1 gists, on the host."""
+    def full_windows(self, tokens: np.ndarray) -> tuple[Rows, Later, np.ndarray]:
+        """Whole windows: [n·window] -> rows [n, L, window, …], in the base's own type, and LOD1
+        gists, on the host; states [n, L + 1, window, D], `Later`."""
         windows = tokens.reshape(-1, self.model.window)
-        outs = []
+        outs, states = [], []
         while len(windows):  # in batches, and what is left one by one
             size = BATCH if len(windows) >= BATCH else 1
             piece, windows = windows[:size], windows[size:]
             self.operations.add(("full", size), 1, _read_full, (self.model,), self.params, piece)
-            outs.append(jax.device_get(self._full(self.params, piece)))
-        return jax.tree.map(lambda *xs: np.concatenate(xs), *outs)
+            rows, some, gists = self._full(self.params, piece)
+            outs.append(jax.device_get((rows, gists)))
+            states.append(some)
+        rows, gists = jax.tree.map(lambda *xs: np.concatenate(xs), *outs)
+        return rows, Later(lambda: np.concatenate(states)), gists
 
     def empty_window(self) -> Rows:
         """On the device, [L, window, K, H]: for the rows of a window that grows."""
@@ -94,13 +109,14 @@ class Reader:
           before: [L, window, K, H] on the device, the first `length` rows valid; used up.
 
         Returns:
-          The window's rows, on the device, and on the host what was added: rows
-          [L, n·K_1, K, H], states [L + 1, n·K_1, D] and gists [n, slots, W].
+          The window's rows, on the device, and what was added: on the host rows
+          [L, n·K_1, K, H] and gists [n, slots, W], on the device states [L + 1, n·K_1, D].
         """
         args = self.params, self.prefix, tokens, before, np.int32(length)
         self.operations.add(("grow", len(tokens)), 1, _read_more, (self.model,), *args)
-        window, made = self._grow(*args)
-        return window, *jax.device_get(made)
+        window, (rows, states, gists) = self._grow(*args)
+        rows, gists = jax.device_get((rows, gists))
+        return window, rows, states, gists
 
     def pool(self, level: int, children: np.ndarray) -> np.ndarray:
         """Gists of `level` from [n·K_l, slots, W] complete families: -> [n, slots, W]."""
@@ -117,7 +133,7 @@ class Reader:
 def _read_full(model, params, windows):
     rows, states = read_windows(model, params, windows)
     gists = model.gistnet.apply({"params": params["gistnet"]}, states, method="blocks")
-    by_window = Rows(*(jnp.swapaxes(x, 0, 1).astype(jnp.float32) for x in rows))
+    by_window = Rows(*(jnp.swapaxes(x, 0, 1) for x in rows))
     return by_window, jnp.swapaxes(states, 0, 1).astype(jnp.float32), gists.astype(jnp.float32)
 
 
@@ -140,6 +156,12 @@ def _read_more(model, params, prefix, tokens, before, length):
         )
     )
     return window, (rows, out.states[:, 0].astype(jnp.float32), gists[0].astype(jnp.float32))
+
+
+def _joined(states):
+    """Of windows [n, L + 1, window, D] behind each other: [L + 1, n·window, D]."""
+    by_layer = np.asarray(states).swapaxes(0, 1)
+    return by_layer.reshape(len(by_layer), -1, by_layer.shape[-1])
 
 
 def _ascend(model, params, level, families):
@@ -189,8 +211,7 @@ class Ingest:
     def _take_windows(self, tokens):
         rows, states, gists = self.reader.full_windows(tokens)
         first = self._append(tokens, gists.reshape(-1, *gists.shape[2:]))
-        joined = states.swapaxes(0, 1).reshape(states.shape[1], -1, states.shape[-1])
-        return Blocks(first, *(self._by_block(x) for x in rows), joined)
+        return Blocks(first, *(self._by_block(x) for x in rows), Later(lambda: _joined(states)))
 
     def _by_block(self, x):  # [n, L, window, K, H] -> [n·blocks, L, K_1, K, H]
         n, layers, size = x.shape[:3]  # a window, or what it grew by

@@ -1,5 +1,6 @@
 """Shapes alone are enough to compile, and what is told of the memory follows the mesh."""
 
+import dataclasses
 import json
 
 import pytest
@@ -24,7 +25,8 @@ def get_config():
 @pytest.fixture
 def config(tmp_path):
     path = tmp_path / "toy.py"
-    sections = dict(base=tiny.BASE.to_dict(), gist=tiny.GIST.to_dict(), lens=tiny.LENS.to_dict())
+    lens = dataclasses.replace(tiny.LENS, finders=((1, 0),), find_query=4)
+    sections = dict(base=tiny.BASE.to_dict(), gist=tiny.GIST.to_dict(), lens=lens.to_dict())
     path.write_text(CONFIG.format(**sections))
     return str(path)
 
@@ -48,6 +50,7 @@ def test_what_a_session_runs_compiles(config, tmp_path):
     found = rows(config, tmp_path, "--inference", "--budget=64")
     assert [row["what"].partition(":")[0].split()[0] for row in found] == [
         "ingest",
+        "refocus",
         "refocus",
         "refocus",
         "refocus",

@@ -12,6 +12,7 @@ from mctx.runtime.storing import Storing
 from mctx.tree.head import StoreError
 from tests.runtime.small import (
     CONFIG,
+    MODEL,
     TWO,
     Compilations,
     opened,
@@ -107,7 +108,8 @@ def test_a_store_that_fails_is_its_own_sessions_alone(monkeypatch):
 def test_a_batch_that_goes_on_compiles_nothing_anew():
     made = batch(3)
     made.generate(ASKS)
-    made.generate([dict(tokens=9)] * 3)
+    # Long enough that no level of gists is born after this.
+    made.generate([dict(tokens=MODEL.gist.span(3))] * 3)
     counted = Compilations()
     made.generate([dict(tokens=21)] * 3)
     made.generate([ask | dict(text="") for ask in reversed(ASKS)])

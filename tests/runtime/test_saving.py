@@ -98,6 +98,15 @@ def test_what_is_another_one_is_refused_in_words(tree):
     assert loaded(tree, config=faster).length == len(TEXT)
 
 
+def test_a_setting_that_a_record_does_not_know_is_the_default(tree):
+    path = tree / "session-session"
+    saved = saving.decode(path.read_bytes(), "")
+    del saved.facts["config"]["find"]
+    path.write_bytes(saving.encode(saved))
+    refused("find=True, not False", tree, config=dataclasses.replace(CONFIG, find=False))
+    assert loaded(tree).length == len(TEXT)
+
+
 def test_a_tree_that_went_on_or_is_another_one_is_refused(tree, tmp_path):
     session(tree=tree).predict(MORE)
     refused("has gone on since .* held 224", tree)
