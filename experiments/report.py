@@ -3,10 +3,10 @@
     python -m experiments.report RUN… [--results RESULTS.md] [--out DIR]
 
 RUN is a result file, or a workdir with `summary.json` or `eval/*.json`. Each result is printed as
-tables and written to DIR (default: RUN/report) as NAME.md and NAME.png, one with views as
-NAME-VIEW….png; a workdir's metrics and layouts become curves and a focus map there. With
---results, the text between `<!-- table:NAME -->` and `<!-- end:NAME -->` is replaced by the result
-of that name.
+tables and written to DIR (default: RUN/report) as NAME.md and NAME.png (bars; curves where it has
+panels), one with views as NAME-VIEW….png; a workdir's metrics and layouts become curves and a focus
+map there. With --results, the text between `<!-- table:NAME -->` and `<!-- end:NAME -->` is
+replaced by the result of that name.
 """
 
 import argparse
@@ -191,6 +191,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_whole(out / f"{name}.md", tables[name])
         if "views" in result:
             draw_views(result, out)
+        elif "panels" in result:
+            pictures.growth(result, out / f"{name}.png")
         elif pictures.chart_measure(result):
             pictures.bar_chart(result, out / f"{name}.png")
     for path in filter(Path.is_dir, args.runs):

@@ -4,8 +4,12 @@
     python -m experiments.bench tree [--only=NAME,…] [--smoke] [--workdir=DIR] --json runs/tree.json
     python -m experiments.bench allocator [--only=NAME,…] [--smoke] --json runs/allocator.json
     python -m experiments.bench resume [--only=NAME,…] [--smoke] --json runs/resume.json
-    python -m experiments.bench runtime [--only=NAME,…] [--smoke] [--config=FILE] --json \
-        runs/bench/runtime.json
+    python -m experiments.bench runtime [--only=NAME,…] [--smoke] [--model=1b | --config=FILE]
+        [--seconds=N] --json runs/bench/runtime.json
+    python -m experiments.bench growth [--smoke] [--model=1b | --config=FILE] [--seconds=N]
+        --json runs/bench/growth.json
+    python -m experiments.bench positions [--input=SOURCE …] [--samples=N] --json
+        runs/bench/positions.json
 
 tail: the tail policies of law 8 on the same segments of held-out text: recovered, and milliseconds
 of a block with its refocus. --input as in `experiments.eval`.
@@ -22,20 +26,40 @@ another number of processes; what saving costs; seconds from the command to the 
 
 runtime: a token, a question and a refocus behind a long history, against a short one and against
 full attention; sessions side by side; a stream's NLL against a slow reading. Its sizes are those
-of what JAX runs on. --config measures a file of experiments/configs with random weights.
+of what JAX runs on. --model=1b measures random weights of Llama-3.2-1B's shape, --config those of
+a file of experiments/configs. What is known is written after every part; none is begun when
+--seconds have passed.
+
+growth: milliseconds, memory and bytes read of a token against the length of the history, of a
+session, of full attention and of a sliding window; `experiments.report` draws them.
+
+positions: rows of shown blocks from their ingest windows, at contiguous positions, against reading
+the blocks again in the working context, at contiguous and at global positions: recovered, on the
+same segments. --input as for tail.
 
 --only names rows to measure; --smoke makes all of them small.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from experiments import entry, report
-from experiments.bench import allocator, resume, runtime, tail, tree
+from experiments.bench import allocator, growth, positions, resume, runtime, tail, tree
+from experiments.bench.weights import MODELS
 from experiments.quickstart import SHIPPED
+
+BENCHES = dict(
+    tail=tail,
+    tree=tree,
+    allocator=allocator,
+    resume=resume,
+    runtime=runtime,
+    growth=growth,
+    positions=positions,
+)
 
 
 def flags() -> argparse.ArgumentParser:
@@ -44,13 +68,16 @@ def flags() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=["tail", "tree", "allocator", "resume", "runtime"])
+    parser.add_argument("what", choices=list(BENCHES))
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
     parser.add_argument("--input", nargs="+", default=["held-out"], help="tail: texts to stream")
     parser.add_argument("--past", type=int, default=1024, help="tail: tokens of history before")
     parser.add_argument("--tokens", type=int, default=768, help="tail: tokens streamed")
     parser.add_argument("--samples", type=int, default=2, help="tail: segments of each text")
-    parser.add_argument("--config", type=Path, help="runtime: random weights of this config")
+    drawn = parser.add_mutually_exclusive_group()
+    drawn.add_argument("--model", choices=list(MODELS), help="runtime: random weights, by name")
+    drawn.add_argument("--config", type=Path, help="runtime: random weights of this config")
+    parser.add_argument("--seconds", type=float, default=1e9, help="runtime, growth: a budget")
     parser.add_argument("--dtype", default="float32", help="runtime: of a checkpoint's base")
     parser.add_argument("--only", default="", help="some of a bench's parts")
     parser.add_argument("--smoke", action="store_true", help="seconds instead of minutes")
@@ -64,14 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = flags()
     args = parser.parse_args(arguments)
     path = args.json or Path("runs") / f"{args.what}.json"
-    if args.what == "tail":
-        rows, more = tail.run(args), {"interval": tail.INTERVAL, "notes": tail.NOTES}
-    else:
-        benches = dict(tree=tree, allocator=allocator, resume=resume, runtime=runtime)
-        bench = benches[args.what]
-        rows, more = bench.run(args), {"interval": bench.INTERVAL, "notes": bench.NOTES}
-    command = entry.command(parser, arguments)
-    entry.write_result(path, command, args.seed, rows, name=args.what, **more)
+    bench, command = BENCHES[args.what], entry.command(parser, arguments)
+    more = {"interval": bench.INTERVAL, "notes": bench.NOTES} | getattr(bench, "MORE", {})
+    found = bench.run(args)
+    for rows in found if isinstance(found, Iterator) else [found]:
+        entry.write_result(path, command, args.seed, rows, name=args.what, **more)
     report.print_table(report.load_result(path), Console())
 
 

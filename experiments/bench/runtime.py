@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import os
+import sys
+import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 
+from experiments.bench import stock
 from experiments.bench.measure import row
 from experiments.bench.refocusing import changed, gate, share
-from experiments.bench.subject import Sizes, Steps, Subject, bandwidth, read_once, seconds
+from experiments.bench.subject import (
+    Sizes,
+    Steps,
+    Subject,
+    bandwidth,
+    on_device,
+    read_once,
+    seconds,
+)
 from mctx.errors import UserError
 from mctx.models.base import count_parameters
 from mctx.runtime import Session
@@ -19,12 +33,14 @@ NOTES = [
     "Tokens are drawn by chance, and so are the gists of the long histories, which nobody read; "
     "every window that is opened is read by the base. A token's time holds its share of the "
     "refocus, of ingest and of the store, unless it says otherwise.",
-    "Ratios are of neighbouring repetitions in one process. Full attention is the same step over "
-    "rows that hold the whole history, without refocus.",
+    "Ratios are of neighbouring repetitions in one process; those of full attention against the "
+    "median of ours. Full attention is the same step over rows that hold the whole history, "
+    "without refocus; and LlamaForCausalLM of the same shape with SDPA, in a process of its own, "
+    "whose cache is filled with numbers drawn by chance.",
 ]
-SMOKE = Sizes(4096, 1024, 1024, 1024, 256, 32, 2, (1, 2))
-ON_CPU = Sizes(2**18, 2**13, 2**14, 2**13, 1024, 128, 7, (1, 2, 4, 8))
-ON_DEVICE = Sizes(10 * 2**20, 2**13, 2**17, 2**16, 4096, 256, 9, (1, 2, 4, 8, 16, 32))
+SMOKE = Sizes(4096, 1024, 1024, 1024, 1024, 256, 32, 2, (1, 2), 2, 16)
+ON_CPU = Sizes(2**18, 2**18, 2**13, 2**14, 2**13, 1024, 128, 7, (1, 2, 4, 8), 8, 256)
+ON_DEVICE = Sizes(10 * 2**20, 2**20, 2**13, 2**17, 2**14, 4096, 128, 9, (1, 8, 32), 8, 4096)
 MIB = 2**20
 COLUMNS = ("what", "value", "unit", "low", "high", "goal", "reached", "n")
 
@@ -33,10 +49,10 @@ def token(subject: Subject, args: argparse.Namespace) -> list[dict]:
     """A generated token and the memory held, behind a long history against a short one."""
     sizes, held, made = subject.sizes, [], []
     for length in (sizes.short, sizes.long, sizes.short):  # the first makes what all share
-        before = _on_device()
+        before = on_device()
         made.append(subject.session(subject.history(length)))
         made[-1].generate(tokens=sizes.tokens)
-        held.append(_on_device() - before)
+        held.append(on_device() - before)
     made, held = made[1:], held[1:]
     times = np.array(
         [[_generating(s, sizes.tokens) for s in made] for _ in _times(subject)]
@@ -55,26 +71,52 @@ def token(subject: Subject, args: argparse.Namespace) -> list[dict]:
 
 
 def full(subject: Subject, args: argparse.Namespace) -> list[dict]:
-    """Against full attention with a cache of keys and values, in the same code."""
+    """Against full attention with a cache of keys and values: this code's, and `transformers`'."""
     sizes, found = subject.sizes, []
-    for lanes in (1, max(sizes.batches)):
-        whole = Steps(subject, sizes.full, lanes)
-        batch = subject.batch([subject.history(sizes.short) for _ in range(lanes)])
-        asks = [dict(tokens=sizes.tokens)] * lanes
-        batch.generate(asks), whole.seconds(2)
-        ours = [seconds(lambda: batch.generate(asks)) / sizes.tokens for _ in _times(subject)]  # noqa: B023
-        theirs = [whole.seconds(8) for _ in ours]
-        ratios = np.array(theirs) / ours
-        memory = whole.bytes / batch.sessions[0].lanes.nbytes
-        goal = 10 if lanes >= 8 and sizes.full >= 2**17 else 0
-        said = f"full attention over {sizes.full:,}, batch {lanes}"
-        found += [
-            row(f"token of {said}", ratios, "× ours", f"≥ {goal}" if goal else "",
-                np.median(ratios) >= goal, ms=1e3 * float(np.median(theirs))),
-            row(f"keys and values of {said}", [memory], "× ours", "≥ 20" if goal else "",
-                memory >= 2 * goal),
-        ]
+    cases = [(lanes, sizes.full) for lanes in (1, sizes.beside)]
+    # First, in a process of its own: later this one holds the memory.
+    stocks = stock.measured(subject.model, cases, 8, 3)
+    for lanes, length in cases:
+        ours, held = _side_by_side(subject, lanes)
+        own = _own_full(subject, lanes, length)
+        mine = [stock.Told(lanes, "this code", *own)]
+        for told in mine + [one for one in stocks if one.lanes == lanes]:
+            said = f"full attention over {length:,}, batch {lanes}, {told.kind}"
+            found += _against(said, told, np.median(ours), held, lanes >= 8 and length >= 2**17)
     return found
+
+
+def _side_by_side(subject, lanes) -> tuple[list[float], int]:
+    """Seconds of a token of so many sessions at once, repeated; bytes of their rows."""
+    sizes = subject.sizes
+    batch = subject.batch([subject.history(sizes.short) for _ in range(lanes)])
+    asks = [dict(tokens=sizes.tokens)] * lanes
+    batch.generate(asks)
+    times = [seconds(lambda: batch.generate(asks)) / sizes.tokens for _ in _times(subject)]
+    return times, batch.sessions[0].lanes.nbytes
+
+
+def _own_full(subject, lanes, length) -> tuple:
+    """Seconds of a token, repeated; bytes of keys and values; or why they are not known."""
+    try:
+        whole = Steps(subject, length, lanes)
+        whole.seconds(2)
+        return [whole.seconds(8) for _ in _times(subject)], whole.bytes
+    except jax.errors.JaxRuntimeError as error:
+        return (), 0, str(error).splitlines()[0][:200]
+
+
+def _against(said, told, ours, held, judged) -> list[dict]:
+    goals = ("≥ 10", "≥ 20") if judged else ("", "")
+    if told.error:
+        nothing = dict(value=None, unit="× ours", goal=goals[0], reached=None, n=0)
+        return [{"what": f"token of {said}: {told.error}", **nothing}]
+    ratios, memory = np.array(told.seconds) / ours, told.bytes / held
+    facts = dict(ms=1e3 * float(np.median(told.seconds)), ours_ms=1e3 * ours)
+    return [
+        row(f"token of {said}", ratios, "× ours", goals[0], np.median(ratios) >= 10, **facts),
+        row(f"keys and values of {said}", [memory], "× ours", goals[1], memory >= 20),
+    ]
 
 
 def question(subject: Subject, args: argparse.Namespace) -> list[dict]:
@@ -86,7 +128,7 @@ def question(subject: Subject, args: argparse.Namespace) -> list[dict]:
     sizes, asked = subject.sizes, 2 * subject.model.gist.block
     prefill, params, found = read_once(subject.model), subject.opened.params, []
     for cold, goal in ("async", "≤ 1.5"), ("sync", ""):
-        session = subject.session(subject.history(sizes.long), cold=cold)
+        session = subject.session(subject.history(sizes.middle), cold=cold)
         recent = session.config.recent * subject.model.gist.block
         alone = subject.words(recent + asked, 1)
         ours, ratios = [], []
@@ -95,7 +137,7 @@ def question(subject: Subject, args: argparse.Namespace) -> list[dict]:
             ours.append(seconds(lambda: next(session.stream(words, tokens=1))))  # noqa: B023
             ratios.append(ours[-1] / seconds(lambda: prefill(params, alone)))  # noqa: B023
         ratios, last = ratios[1:], session.cache.windows_read - before
-        what = f"first token, {asked} tokens asked behind {sizes.long:,}, {cold}"
+        what = f"first token, {asked} tokens asked behind {sizes.middle:,}, {cold}"
         found += [
             row(what, 1e3 * np.array(ours[1:]), "ms", "", True, windows_of_the_last=last),
             row(f"the same, {cold}", ratios, f"× the base on {recent + asked}", goal,
@@ -105,12 +147,12 @@ def question(subject: Subject, args: argparse.Namespace) -> list[dict]:
 
 
 def ingest(subject: Subject, args: argparse.Namespace) -> list[dict]:
-    """Tokens a second that are ingested behind nothing and behind a long history."""
+    """Tokens a second that are ingested behind nothing and behind a long history, and stored."""
     sizes = subject.sizes
     sessions = subject.session(), subject.session(subject.history(sizes.long))
     words = subject.words(sizes.ingested - sizes.ingested % subject.model.window)
     times = np.array(
-        [[seconds(lambda: s.ingest(words)) for s in sessions] for _ in _times(subject, 1)]  # noqa: B023
+        [[seconds(lambda: _fed(s, words)) for s in sessions] for _ in _times(subject, 1)]  # noqa: B023
     )[1:]
     rates, ratios = len(words) / times, times[:, 0] / times[:, 1]
     return [
@@ -118,6 +160,13 @@ def ingest(subject: Subject, args: argparse.Namespace) -> list[dict]:
         row(f"ingest behind {sizes.long:,} tokens, of that", ratios, "×", "≥ 0.95",
             np.median(ratios) >= 0.95),
     ]
+
+
+def _fed(session: Session, words: np.ndarray) -> None:
+    """As `Session.ingest`, but for the refocus at its end, which is one a call."""
+    for blocks in session.ingestion.feed(words):
+        session.cache.put(blocks)
+    session.storing.now()
 
 
 def throughput(subject: Subject, args: argparse.Namespace) -> list[dict]:
@@ -139,7 +188,7 @@ def limit(subject: Subject, args: argparse.Namespace) -> list[dict]:
     """A step of decoding against the time to read weights and rows once."""
     steps, sizes = Steps(subject, subject.sizes.budget, 1), subject.sizes
     weights = sum(x.nbytes for x in jax.tree.leaves(subject.opened.params["base"]))
-    least = (weights + steps.bytes) / bandwidth(16 if args.smoke else 256, sizes.repetitions)
+    least = (weights + steps.bytes) / bandwidth(sizes.megabytes, sizes.repetitions)
     steps.seconds(4)
     times = np.array([steps.seconds(sizes.tokens) for _ in _times(subject)])
     shares = least / times
@@ -160,10 +209,6 @@ def _times(subject: Subject, more: int = 0) -> range:
     return range(subject.sizes.repetitions + more)
 
 
-def _on_device() -> int:
-    return sum(x.nbytes for x in jax.live_arrays())
-
-
 PARTS = {
     "token": token,
     "full": full,
@@ -177,14 +222,31 @@ PARTS = {
 }
 
 
-def run(args: argparse.Namespace) -> list[dict]:
-    """Rows of all parts, or of those in --only."""
+def run(args: argparse.Namespace) -> Iterator[list[dict]]:
+    """Rows of all parts, or of those in --only, in that order: those known so far, again and again.
+
+    A part is not begun when --seconds have passed.
+    """
     wanted = [name for name in args.only.split(",") if name] or list(PARTS)
     if unknown := set(wanted) - set(PARTS):
         raise UserError(f"there is no part {', '.join(unknown)}: choose of {', '.join(PARTS)}.")
+    began, rows = time.perf_counter(), []
+    # Another process wants memory of the same device (stock.py).
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     sizes = SMOKE if args.smoke else ON_CPU if jax.default_backend() == "cpu" else ON_DEVICE
     subject = Subject(args, sizes)
-    return [_told(found) for name in wanted for found in PARTS[name](subject, args)]
+    for name in wanted:
+        spent = time.perf_counter() - began
+        if spent > args.seconds:
+            print(f"{name} is left out: {spent:.0f} seconds have passed.", file=sys.stderr)
+            continue
+        rows = rows + [_told(found) for found in PARTS[name](subject, args)]
+        after = time.perf_counter() - began
+        print(f"{name}: {after - spent:.0f} seconds", file=sys.stderr)
+        gc.collect()
+        yield rows
+    if not rows:
+        raise UserError(f"{args.seconds:g} seconds are too few for any part: give more --seconds.")
 
 
 def _told(found: dict) -> dict:

@@ -6,7 +6,6 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -14,32 +13,32 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from experiments import train
-from experiments.aot import known_parts
+from experiments.bench import weights
 from mctx.models.base import Rows
-from mctx.models.wrapped import Wrapped, init_part
+from mctx.models.wrapped import Wrapped
 from mctx.opened import Opened, open_checkpoint
 from mctx.runtime import Session, SessionBatch, SessionConfig, reading, rows
-from mctx.runtime.lanes import lanes_for
 from mctx.runtime.sampling import Sampling
-from mctx.training.sources import wrapped_from
 from mctx.tree.ingest import Reader, tree_spec
 from mctx.tree.store import Tree
 
-COMMIT = 2**20  # tokens of a made history, between two commits
+COMMIT = 2**20  # tokens of a made history, between two commits; longer ones are made once
+DRAWN = 2**12  # different gists of a made history
 
 
 class Sizes(NamedTuple):
     """How much is measured.
 
     Attributes:
-      long, short: tokens of the two histories that are compared. full: of the history that full
+      long, middle, short: tokens of histories that are compared. full: of the history that full
         attention reads. ingested: tokens that are ingested at once.
       budget: entries of the working context; tokens: generated in one timing; repetitions: of it.
-      batches: numbers of sessions.
+      batches: numbers of sessions; beside: of those that full attention stands beside.
+      megabytes: of an array that is summed to know the memory's bandwidth.
     """
 
     long: int
+    middle: int
     short: int
     full: int
     ingested: int
@@ -47,31 +46,19 @@ class Sizes(NamedTuple):
     tokens: int
     repetitions: int
     batches: tuple[int, ...]
-
-
-class Numbers:
-    """In place of a tokenizer: ids are text already, and none of them ends it."""
-
-    eot_id = -1
-
-    def encode(self, text: Sequence[int]) -> np.ndarray:
-        return np.asarray(text, np.int32)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return "." * len(ids)
+    beside: int
+    megabytes: int
 
 
 class Subject:
     """A model whose sessions are timed; its programs are compiled once for all of them."""
 
     def __init__(self, args: argparse.Namespace, sizes: Sizes):
-        self.opened = random_weights(args.config) if args.config else open_checkpoint(
-            args.checkpoint, dtype=args.dtype
-        )
-        self.opened = self.opened._replace(tokenizer=Numbers())
+        self.opened = opened(args)._replace(tokenizer=weights.Numbers())
         self.model, self.sizes, self.seed = self.opened.model, sizes, args.seed
         self.reader = Reader(self.model, self.opened.params)
         self._names = itertools.count()
+        self._long: dict[int, Tree] = {}
 
     def config(self, **changes) -> SessionConfig:
         """A session's, with the budget of these sizes: tokens in focus, and room for as many silent
@@ -92,14 +79,26 @@ class Subject:
         return Tree.create(f"memory://runtime-{id(self)}-{next(self._names)}", spec)
 
     def history(self, length: int) -> Tree:
-        """A tree of so many tokens that nobody read: gists are drawn, as large as a block's own."""
+        """A tree of so many tokens that nobody read: gists are drawn, as large as a block's own.
+
+        A long one is made once: whoever asks again goes on behind what was said since.
+        """
+        if length not in self._long:
+            tree = self._history(length)
+            if length < COMMIT:
+                return tree
+            self._long[length] = tree
+        return self._long[length]
+
+    def _history(self, length):
         tree, rng = self.empty(), np.random.default_rng(self.seed)
         spec, block = tree.spec, self.model.gist.block
         length -= length % self.model.window
         _, _, like = self.reader.full_windows(self.words(self.model.window))
         size = min(COMMIT, length)
-        shape = size // block, spec.slots, spec.gist_width
-        drawn = (rng.normal(size=shape) * like.std()).astype(ml_dtypes.bfloat16)
+        shape = spec.slots, spec.gist_width
+        drawn = rng.standard_normal((DRAWN, *shape), np.float32) * like.std()
+        drawn = np.resize(drawn.astype(ml_dtypes.bfloat16), (size // block, *shape))
         tokens = self.words(size)
         while tree.length < length:
             piece = tokens[: length - tree.length]
@@ -117,16 +116,13 @@ class Subject:
         return SessionBatch(self.opened, trees, self.config(**changes), self.reader)
 
 
-def random_weights(path: Path) -> Opened:
-    """The model of a config, with parameters as they are before training."""
-    config = train.configuration(path, ["--config.corpus=none"])
-    model = wrapped_from(config, known_parts([config]))
-    params = {}
-    for item in ("base", "gistnet", "lensnet"):
-        type_ = jnp.dtype(model.dtype if item == "base" else "float32")
-        made = jax.jit(lambda key, item=item: init_part(model, item, key))(jax.random.key(0))
-        params[item] = jax.tree.map(lambda x: x.astype(type_), made)  # noqa: B023
-    return Opened(model, params, Numbers(), "random weights", {})
+def opened(args: argparse.Namespace) -> Opened:
+    """What is measured: a checkpoint, or random weights of a config or of a model by name."""
+    if args.model:
+        return weights.drawn(weights.MODELS[args.model]())
+    if args.config:
+        return weights.drawn(weights.of_config(args.config))
+    return open_checkpoint(args.checkpoint, dtype=args.dtype)
 
 
 class Steps:
@@ -138,11 +134,12 @@ class Steps:
 
     def __init__(self, subject: Subject, length: int, lanes: int):
         self._subject, model = subject, subject.model
-        config = subject.config(budget=length)
-        self._lanes = lanes_for(model, config, length, subject.reader.prefix, lanes)
-        for lane in range(lanes):
-            order = np.arange(length)[None]
-            self._lanes.stand(lane, np.zeros(1, np.int32), order, np.array([length]))
+        base = model.base
+        shape = base.n_layers, lanes, length, base.n_kv_heads, base.head_dim
+        one = jax.random.normal(jax.random.key(0), shape[-2:], jnp.dtype(model.dtype))
+        prefix = rows.turned_prefix(model, subject.reader.prefix)
+        held = Rows(*(jnp.broadcast_to(one, shape) for _ in range(2)))
+        self._buffer = rows.Buffer(prefix, held, np.full((lanes, 1), length, np.int32))
         empty = rows.Tail(
             rows.empty_tail_rows(model, 1, model.gist.block),
             *(np.int32(0), jnp.zeros(model.base.d_model)),
@@ -154,7 +151,7 @@ class Steps:
         self._draws = reading.Draws(
             keys, np.zeros(lanes, np.int32), tuple(apart), np.ones(lanes, bool)
         )
-        self.bytes = sum(x.nbytes for x in self._lanes.whole().rows)
+        self.bytes = sum(x.nbytes for x in held)
 
     def seconds(self, count: int) -> float:
         """Of one step, mean of `count` one after another."""
@@ -163,7 +160,7 @@ class Steps:
         began = time.perf_counter()
         for _ in range(count):
             kept = start._replace(rows=None)  # the tail stays as short as it is
-            static = model, False, "greedy", params, self._lanes.whole()
+            static = model, False, "greedy", params, self._buffer
             self._tails, said = reading.say(
                 *static, self._tails.rows, kept, self._draws, np.float32(0.0)
             )
@@ -184,6 +181,11 @@ def seconds(action: Callable[[], object]) -> float:
     began = time.perf_counter()
     jax.block_until_ready(action())
     return time.perf_counter() - began
+
+
+def on_device() -> int:
+    """Bytes of all arrays that JAX holds."""
+    return sum(x.nbytes for x in jax.live_arrays())
 
 
 def read_once(model: Wrapped):

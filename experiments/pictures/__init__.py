@@ -10,6 +10,7 @@ from experiments.pictures.curves import (
     training_curves,
 )
 from experiments.pictures.focus_map import LOD_LOOKS, focus_map
+from experiments.pictures.growth import growth
 from experiments.pictures.in_focus import in_focus
 from experiments.pictures.tradeoff import tradeoff
 
@@ -21,6 +22,7 @@ __all__ = [
     "bar_chart",
     "chart_measure",
     "focus_map",
+    "growth",
     "heatmaps",
     "in_focus",
     "is_loss",
