@@ -1,6 +1,12 @@
 """Makes the form of a training run that is shipped: one step, bfloat16, with tokenizer and card.
 
     python -m experiments.ship --workdir=runs/pico --corpus=runs/corpus --out=data/checkpoints/pico
+        [--init=DIR] [--hardware="one H200"]
+
+With `--init`, a checkpoint that was shipped and that the phases of the workdir were trained on
+(`experiments.train --config.init=DIR`), the parts that the workdir lacks are those of DIR, with
+what was said of them there; what was trained on is then DIR's and the corpus. A phase is trained on
+the parts before it, so what comes after a new part must be new too.
 
 The `config` item gains `trained`: for every part, what it was measured by at the end of its
 training and what the same measure gives without that training. A part that is no better than its
@@ -11,19 +17,23 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from data.provenance import provenance
+from data.provenance import GENERATED, provenance, shipped_provenance, union
 from experiments import entry
+from experiments.train import load_trained
 from mctx import checkpoint
 from mctx.errors import UserError
+from mctx.models.wrapped import Wrapped
 from mctx.opened import ITEMS
 from mctx.telemetry import read_scalars
 
-GENERATED = "tasks"  # the domain that has no sources to name
-# By phase: the measure, its untrained control, and whether more is better.
+NOT_RECORDED = "not recorded"
+# By phase, each trained on the parts of all before it: the measure, its untrained control, and
+# whether more is better.
 JUDGED = {
     "base": ("eval/nll_1024_2047", "eval/nll_0_128", False),  # context must help
     "gist": ("eval/nll_lod1", "eval/nll_none", False),  # gists must beat nothing
@@ -32,11 +42,16 @@ JUDGED = {
 }
 
 
-def judgements(workdir: Path) -> dict[str, dict]:
+ITEM = {phase: item for item, phase in checkpoint.TRAINED_BY.items()}
+
+
+def judgements(workdir: Path, phases: Iterable[str], hardware: str) -> dict[str, dict]:
     """For each phase: measure, value, control and `better`, from its last evaluation."""
     found = {}
-    for phase, (measure, control, more) in JUDGED.items():
-        rows = [row for row in read_scalars(workdir / phase) if measure in row]
+    for phase in phases:
+        measure, control, more = JUDGED[phase]
+        logged = read_scalars(workdir / phase)
+        rows = [row for row in logged if measure in row]
         if not rows:
             raise UserError(f"{workdir / phase} holds no {measure}: train phase '{phase}' there.")
         value, base = rows[-1][measure], rows[-1][control]
@@ -46,15 +61,72 @@ def judgements(workdir: Path) -> dict[str, dict]:
             "control": base,
             "better": value > base if more else value < base,
             "steps": rows[-1]["step"],
-            "minutes": _minutes(workdir / phase),
+            "minutes": round(seconds(logged) / 60, 1),
+            "hardware": hardware,
         }
     return found
 
 
-def _minutes(directory: Path) -> float:
+def seconds(rows: list[dict]) -> float:
     """From the first to the last line of a phase's metrics."""
-    times = [row["time"] for row in read_scalars(directory)]
-    return round((max(times) - min(times)) / 60, 1)
+    times = [row["time"] for row in rows]
+    return max(times) - min(times)
+
+
+def shipped_judgements(init: Path, config: dict, phases: Iterable[str]) -> dict[str, dict]:
+    """What a shipped checkpoint says of the parts that are taken from it."""
+    known = config.get("trained", {})
+    missing = [phase for phase in phases if phase not in known]
+    if missing:
+        raise UserError(
+            f"{init} does not say what its {missing[0]} reached: give a checkpoint that "
+            "`python -m experiments.ship` made."
+        )
+    return {phase: {"hardware": NOT_RECORDED, **known[phase]} for phase in phases}
+
+
+def check_fit(workdir: Path, own: tuple[str, ...], init: Path | None) -> None:
+    """Raises UserError where a part was trained on another one than that which is shipped with it.
+
+    Told by what each part's `config` says of the parts it was trained on: their shape, and of those
+    of `init` what they reached; and within the workdir by the order of time.
+
+    Args:
+      own: phases whose parts are the workdir's; the others are of `init`.
+    """
+    places = {phase: workdir if phase in own else init for phase in JUDGED}
+    saved = {phase: checkpoint.saved_with(place, ITEM[phase]) for phase, place in places.items()}
+    order = tuple(JUDGED)
+    for phase in order:
+        config, when = saved[phase]
+        for needed in order[: order.index(phase)]:
+            there, then = saved[needed]
+            if phase not in own and needed in own:
+                raise UserError(
+                    f"{workdir} has a new {needed}, which the {phase} of {init} was not trained "
+                    f"with: train phase '{phase}' in {workdir} too."
+                )
+            fits = _shape(config, needed) == _shape(there, needed)
+            if phase in own and needed in own:
+                fits &= when >= then
+            elif phase in own:
+                fits &= _reached(config, needed) == _reached(there, needed)
+            if not fits:
+                raise UserError(
+                    f"the {phase} of {workdir} was trained on another {needed} than that of "
+                    f"{places[needed]}: train phase '{phase}' again, on that one."
+                )
+
+
+def _shape(config: dict, part: str) -> tuple:
+    """What a `config` item says of the shape of a part; settings that it lacks are as ever."""
+    model = Wrapped.from_dict(config)
+    return {"base": (model.base,), "gist": (model.gist, model.window), "lens": (model.lens,)}[part]
+
+
+def _reached(config: dict, phase: str) -> dict:
+    told = config.get("trained", {}).get(phase, {})
+    return {name: value for name, value in told.items() if name != "hardware"}
 
 
 def untrained(config: dict) -> dict[str, str]:
@@ -66,7 +138,7 @@ def untrained(config: dict) -> dict[str, str]:
     }
 
 
-def card(config: dict, manifest: dict, counts: dict[str, int], hardware: str) -> str:
+def card(config: dict, manifest: dict, counts: dict[str, int]) -> str:
     """The model card, in Markdown."""
     domains: dict[str, list[dict]] = {}
     for package in manifest["packages"]:
@@ -86,7 +158,7 @@ def card(config: dict, manifest: dict, counts: dict[str, int], hardware: str) ->
         "texts are left out; `manifest.json` has the hashes of the others, `sketch.npy` recognises",
         "near-copies of them.",
         "",
-        f"Hardware: {hardware}.",
+        f"Hardware: {_hardware(config['trained'])}.",
         "",
         "| part | parameters | steps | minutes | measured by | reached | without training |",
         "|---|---|---|---|---|---|---|",
@@ -97,13 +169,23 @@ def card(config: dict, manifest: dict, counts: dict[str, int], hardware: str) ->
             f"| {j['measure']} | {j['value']:.4g} | {j['control']:.4g} |"
         )
     for name, found in domains.items():
-        if name != GENERATED:
+        if name not in GENERATED:
             lines += ["", f"Trained on ({name}): {'; '.join(map(_named, found))}."]
     return "\n".join([*lines, ""])
 
 
+def _hardware(trained: dict[str, dict]) -> str:
+    """`one H200`; where the parts differ, `two H200 (base, gist); one H200 (lens)`."""
+    parts: dict[str, list[str]] = {}
+    for phase, judged in trained.items():
+        parts.setdefault(judged.get("hardware", NOT_RECORDED), []).append(phase)
+    if len(parts) == 1:
+        return next(iter(parts))
+    return "; ".join(f"{hardware} ({', '.join(phases)})" for hardware, phases in parts.items())
+
+
 def _listed(domain: str, packages: list[dict]) -> str:
-    if domain == GENERATED:
+    if domain in GENERATED:
         return f"{domain}, generated by seed"
     return f"{domain} ({len(packages)} {'packages' if packages[0]['version'] else 'titles'})"
 
@@ -118,23 +200,37 @@ def _named(package: dict) -> str:
 
 def main() -> None:
     parser = entry.Parser(prog="python -m experiments.ship", description=__doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="of all four phases")
-    parser.add_argument("--corpus", type=Path, required=True, help="what they were trained on")
-    parser.add_argument("--out", type=Path, required=True, help="a new checkpoint directory")
-    parser.add_argument("--hardware", default="not recorded", help="for the card: one H100, …")
-    parser.add_argument("--json", type=Path, help="a result file of what the phases reached")
-    arguments = parser.parse_args()
-    config = ship(arguments.workdir, arguments.corpus, arguments.out, arguments.hardware)
-    if arguments.json:
+    add = parser.add_argument
+    add("--workdir", type=Path, required=True, help="of all four phases, or of the last of them")
+    add("--corpus", type=Path, required=True, help="what they were trained on")
+    add("--init", type=Path, help="a shipped checkpoint, for the parts of the other phases")
+    add("--out", type=Path, required=True, help="a new checkpoint directory")
+    add("--hardware", default=NOT_RECORDED, help="what the workdir was trained on: one H100, …")
+    add("--json", type=Path, help="a result file of what the phases reached")
+    given = parser.parse_args()
+    config = ship(given.workdir, given.corpus, given.out, given.hardware, given.init)
+    if given.json:
         rows = result_rows(config["trained"])
-        entry.write_result(arguments.json, entry.command(parser, None), 0, rows, name="pico")
+        entry.write_result(given.json, entry.command(parser, None), 0, rows, name="pico")
 
 
-def ship(workdir: Path, corpus: Path, out: Path, hardware: str) -> dict:
+def ship(
+    workdir: Path, corpus: Path, out: Path, hardware: str, init: Path | None = None
+) -> dict:
     """See the module's docstring; returns the checkpoint's config."""
-    items, config = checkpoint.load_items(workdir, ITEMS)
-    config["trained"] = judgements(workdir)
-    manifest, sketch, tokenizer = provenance(corpus)
+    own = tuple(p for p in JUDGED if init is None or checkpoint.holds(workdir, ITEM[p]))
+    rest = tuple(phase for phase in JUDGED if phase not in own)
+    if not own:
+        raise UserError(f"{workdir} holds no phase that was trained: there is nothing new to ship.")
+    check_fit(workdir, own, init)
+    known, origin = {}, provenance(corpus)
+    if rest:
+        known = shipped_judgements(init, checkpoint.saved_with(init, ITEM[rest[0]])[0], rest)
+        origin = union(shipped_provenance(init), origin)
+    known |= judgements(workdir, own, hardware)
+    manifest, sketch, tokenizer = origin
+    items, config = load_trained(ITEMS, workdir, init)
+    config["trained"] = {phase: known[phase] for phase in JUDGED}
     counts = {item: _count(items[item]) for item in ITEMS}
     packed = io.BytesIO()
     np.save(packed, sketch)
@@ -142,7 +238,7 @@ def ship(workdir: Path, corpus: Path, out: Path, hardware: str) -> dict:
         "tokenizer.json": tokenizer.encode(),
         "manifest.json": json.dumps(manifest, indent=1).encode(),
         "sketch.npy": packed.getvalue(),
-        "CARD.md": card(config, manifest, counts, hardware).encode(),
+        "CARD.md": card(config, manifest, counts).encode(),
     }
     checkpoint.save_bundle(out, items, config, files)
     return config

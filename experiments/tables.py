@@ -1,7 +1,8 @@
 """Results as tables: Markdown, and a terminal's.
 
-A plain result is one table, a row a line. A result with views is a table for each view and value
-of what splits it, methods down and one fact across, and a table of what the methods cost.
+A plain result is one table, a row a line; KEY_low and KEY_high are the interval of KEY. A result
+with views is a table for each view and value of what splits it, methods down and one fact across,
+and a table of what the methods cost.
 """
 
 import math
@@ -55,18 +56,25 @@ def _cell(row: Mapping, key: str) -> str:
         return "yes" if value else "no"
     if not isinstance(value, int | float):
         return str(value)
-    low, high = (row.get(end) for end in INTERVALS.get(key, ("", "")))
+    low, high = (row.get(end) for end in _ends(key))
     if low is None or high is None:
         return number_text(value)
     half = (high - low) / 2 or None
     return f"{number_text(value, half)} [{number_text(low, half)}, {number_text(high, half)}]"
 
 
+def _ends(key: str) -> tuple[str, str]:
+    """The row keys of a key's interval."""
+    return INTERVALS.get(key, (f"{key}_low", f"{key}_high"))
+
+
 def table_cells(result: Mapping) -> list[list[str]]:
     """A result as text, the heading first. What all rows share (unit, n) is said once."""
     rows = result["rows"]
     units = {row.get("unit") for row in rows}
-    keys = [k for k in dict.fromkeys(k for row in rows for k in row) if k not in SHOWN_ELSEWHERE]
+    every = dict.fromkeys(k for row in rows for k in row)
+    elsewhere = SHOWN_ELSEWHERE.union(*map(_ends, every))
+    keys = [key for key in every if key not in elsewhere]
     if len({row.get("n") for row in rows}) == 1 and "n" in keys:
         keys.remove("n")
     headings = [HEADINGS.get(key, key.replace("_", " ")) for key in keys]

@@ -127,6 +127,17 @@ def holds(directory: str | epath.Path, item: str) -> bool:
     return _newest(_folders(_absolute(directory)), item, "latest") is not None
 
 
+def saved_with(directory: str | epath.Path, item: str) -> tuple[dict, int]:
+    """The `config` that the newest step of an item was saved with, and when, in nanoseconds.
+
+    `directory` as of `load_items`. Raises UserError where it has no finished step of the item.
+    """
+    step = _newest(_folders(_absolute(directory)), item, "latest")
+    if step is None:
+        raise UserError(f"{directory} holds no {item}: train phase '{TRAINED_BY[item]}' there.")
+    return read_config(step.parent, int(step.name)), _written(step)
+
+
 def read_config(directory: str | epath.Path, step: int) -> dict:
     """The `config` item of one step."""
     path = _absolute(directory) / str(step) / "config" / "metadata"

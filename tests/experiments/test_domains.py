@@ -51,6 +51,6 @@ def test_evaluation_reads_the_validation_parts_of_all_domains(folder):
 def test_the_card_names_books_by_author_and_title(folder):
     judged = dict(measure="nll", value=1.0, control=2.0, better=True, steps=1, minutes=1.0)
     manifest, _, _ = ship.provenance(folder)
-    text = ship.card({"trained": {"base": judged}}, manifest, {"base": 10}, "none")
+    text = ship.card({"trained": {"base": judged}}, manifest, {"base": 10})
     assert "train by A" in text and "code-train==1" in text and "tasks-train" not in text
     assert "books (1 titles)" in text and "code (1 packages)" in text
