@@ -23,14 +23,16 @@ from mctx.focus.layout import (
     Dead,
     FocusConfig,
     Layout,
+    by_level,
     entry_cost,
     is_row,
     live_blocks,
     parent,
 )
-from mctx.focus.running import rising_order, running_count, running_max, running_sum
+from mctx.focus.running import at_most, largest, running_count, running_max, running_sum
 
 PASSES = 3  # swaps a refocus tries: later ones skip offers that no longer fit
+SPARE = 8  # sets looked at for each edit allowed: some are pinned, or free what is not wanted
 
 
 class Edits(NamedTuple):
@@ -43,19 +45,18 @@ class Edits(NamedTuple):
 
 
 class Offers(NamedTuple):
-    """Nodes that may be expanded, best utility per entry first: arrays [n]."""
+    """What expanding each row brings and costs: arrays [n]."""
 
-    row: jax.Array
     key: jax.Array  # nats per entry
     value: jax.Array  # nats
     entries: jax.Array  # entries that expanding costs (negative where children are silent)
     nodes: jax.Array  # rows that expanding costs
     legal: jax.Array
-    home: jax.Array  # position in Holds of the set the node belongs to, n if none
+    home: jax.Array  # first row of the set that the node belongs to, n if none
 
 
 class Holds(NamedTuple):
-    """Complete sets of siblings that may be collapsed, cheapest first: arrays [n]."""
+    """Sets of siblings that may be collapsed, the cheapest few, in that order: arrays [m]."""
 
     row: jax.Array  # of the set's first node
     key: jax.Array  # nats per entry, of the set or of its best member if that is more
@@ -70,7 +71,8 @@ class Plan(NamedTuple):
     """Edits chosen so far and the room they leave."""
 
     opened: jax.Array  # bool [n], over Offers
-    closed: jax.Array  # bool [n], over Holds
+    busy: jax.Array  # bool [n + 1], first rows of sets of which a member was opened
+    closed: jax.Array  # bool [m], over Holds
     entries: jax.Array  # entries still free
     nodes: jax.Array  # rows still free
     edits: jax.Array  # edits still allowed
@@ -143,38 +145,36 @@ def refocus(
 
     # Rounds that restore the budget and the one that gains share one body: half the program.
     def one_round(state):
-        scored, edits, rounds, _ = state
-        short = _is_short(cfg, scored.layout) & (rounds < cfg.levels)
-        offers, holds, first = _market(cfg, scored, blocks, now, dead)
+        scored, edits, stuck, _ = state
+        short = _is_short(cfg, scored.layout) & ~stuck
+        offers, holds = _market(cfg, scored, blocks, now, dead)
         chosen = _chosen(cfg, scored, offers, holds, allowed, short)
-        nothing = jnp.zeros(chosen.opened.shape, bool)
-        expand = nothing.at[offers.row].set(chosen.opened, unique_indices=True)
-        collapse = nothing.at[holds.row].set(chosen.closed, unique_indices=True)
-        scored = _apply(cfg, scored, expand, collapse, first, now, dead)
+        collapse = _by_row(offers, holds, chosen.closed)
+        scored = _apply(cfg, scored, chosen.opened, collapse, offers.home, now, dead)
         opened, closed = (jnp.sum(x, dtype=jnp.int32) for x in (chosen.opened, chosen.closed))
         forced = jnp.where(short, closed, 0)
         done = Edits(opened, closed - forced, edits.forced + forced, edits.spent)
-        return scored, done, rounds + 1, ~short
+        return scored, done, closed == 0, ~short
 
     nothing = jnp.int32(0)
-    state = scored, Edits(nothing, nothing, nothing, nothing), nothing, jnp.bool_(False)
+    no = jnp.bool_(False)
+    state = scored, Edits(nothing, nothing, nothing, nothing), no, no
     scored, edits, _, _ = jax.lax.while_loop(lambda state: ~state[3], one_round, state)
     return scored.layout, edits._replace(spent=jnp.sum(entry_cost(cfg, scored.layout)))
 
 
 def _market(cfg, scored, blocks, now, dead):
-    """All edits open to a layout, sorted by utility per entry, and each row's set."""
+    """All edits open to a layout."""
     layout, utility = scored.layout, scored.utility
     n = layout.level.shape[-1]
     first = siblings(cfg, layout, blocks)
-    nodes = jnp.asarray(opening(cfg)[1])
     opens, frees, live = _entries(cfg, layout, dead, first)
-    prices = jnp.asarray(price(cfg))
-    up = jnp.minimum(layout.level + 1, cfg.levels)
+    nodes, prices = opening(cfg)[1], price(cfg)
+    up = layout.level + 1
     pin = jnp.where(now - layout.born <= (cfg.cooldown or -1), layout.change, 0)
 
     may_expand = is_row(layout) & (layout.level >= 1) & live
-    key = jnp.where(may_expand, utility / prices[layout.level], -jnp.inf)
+    key = jnp.where(may_expand, utility / by_level(prices, layout.level), -jnp.inf)
 
     def best(x):  # over the members of each set, at the set's first row
         return jax.ops.segment_max(x, first, n + 1)[:n]
@@ -182,55 +182,60 @@ def _market(cfg, scored, blocks, now, dead):
     is_set = first == jnp.arange(n)
     value = jnp.where(is_set, best(scored.parent_utility), 0.0)
     # A set is kept for its best member's sake, so no expansion is lost to a collapse around it.
-    hold_key = jnp.where(is_set, jnp.maximum(value / prices[up], best(key)), jnp.inf)
-    rising = rising_order(hold_key)
+    hold_key = jnp.where(is_set, jnp.maximum(value / by_level(prices, up), best(key)), jnp.inf)
+    rising = largest(-hold_key, min(SPARE * max(cfg.max_edits, 4), n))
     pinned = best(pin) > 0
     holds = Holds(
         rising,
         hold_key[rising],
         value[rising],
         frees[rising],
-        nodes[up][rising],
+        by_level(nodes, up)[rising],
         is_set[rising],
         pinned[rising],
     )
-    position = jnp.zeros(n + 1, jnp.int32).at[rising].set(jnp.arange(n)).at[n].set(n)
-    falling = rising_order(-key)
     offers = Offers(
-        falling,
-        key[falling],
-        utility[falling],
-        opens[falling],
-        nodes[layout.level][falling],
-        (may_expand & (pin >= 0) & ~scored.fresh & (utility > 0))[falling],
-        position[first][falling],
+        key,
+        utility,
+        opens,
+        by_level(nodes, layout.level),
+        may_expand & (pin >= 0) & ~scored.fresh & (utility > 0),
+        first,
     )
-    return offers, holds, first
+    return offers, holds
+
+
+def _by_row(offers, holds, chosen):
+    """The first rows of chosen sets: bool [n]."""
+    rows = jnp.zeros(offers.key.shape, bool)
+    return rows.at[holds.row].set(chosen, unique_indices=True)
 
 
 def _entries(cfg, layout, dead, first):
     """What edits cost in entries: [n] of expanding each row (no less than it will be), [n] freed
     by collapsing the set that begins there, and which rows have a live block."""
     n = layout.level.shape[-1]
-    costs = jnp.asarray(cfg.entry_costs)
+    costs = cfg.entry_costs
     live = live_blocks(cfg, dead, layout.level, layout.index)
-    children = jnp.minimum(jnp.asarray(cfg.children)[layout.level], live)
-    opens = children * costs[jnp.maximum(layout.level - 1, 0)] - costs[layout.level]
+    children = jnp.minimum(by_level(cfg.children, layout.level), live)
+    opens = children * by_level(costs, layout.level - 1) - by_level(costs, layout.level)
     up, up_index = parent(cfg, layout.level, layout.index)
     up = jnp.minimum(up, cfg.levels)
-    above = jnp.where(live_blocks(cfg, dead, up, up_index) > 0, costs[up], 0)
+    above = jnp.where(live_blocks(cfg, dead, up, up_index) > 0, by_level(costs, up), 0)
     frees = jax.ops.segment_sum(entry_cost(cfg, layout), first, n + 1)[:n] - above
     return jnp.where(layout.level > 0, opens, 0), frees, live > 0
 
 
 class Supply(NamedTuple):
-    """What giving up the first 0 … n holds of a list brings and costs: arrays [n + 1]."""
+    """What giving up the first 0 … m holds of a list brings and costs: arrays [m + 1]."""
 
     entries: jax.Array
     nodes: jax.Array
     edits: jax.Array
     lost: jax.Array
-    most: jax.Array  # entries that so many holds or fewer bring
+    key: jax.Array  # of the best hold among them; [m + 2], more than all of them: inf
+    for_entries: jax.Array  # the fewest holds that bring 1, 2, … entries: [most entries]
+    for_nodes: jax.Array  # the fewest holds that bring 1, 2, … rows: [most rows]
 
 
 def _totals(chosen, entries, nodes, value):
@@ -240,18 +245,24 @@ def _totals(chosen, entries, nodes, value):
     return tuple(jnp.pad(running_sum(jnp.where(chosen, what, 0.0)), ((0, 0), (1, 0))))
 
 
-def _supply(holds, victims):
+def _supply(cfg, holds, victims):
     totals = _totals(victims, holds.entries, holds.nodes, holds.value)
     # A silent set costs entries when it collapses to a shown parent, so sums may fall.
-    return Supply(*totals, running_max(totals[0]))
+    most, nodes = (x.astype(jnp.int32) for x in (running_max(totals[0]), totals[1]))
+    shown = cfg.budget + cfg.headroom * cfg.costs[0]  # no collapses free more
+    key = jnp.concatenate([-jnp.inf, holds.key, jnp.inf], axis=None)
+    return Supply(*totals, key, at_most(most, shown), at_most(nodes, cfg.capacity))
 
 
-def _cover(supply, entries, nodes):
-    """The fewest holds that bring so many entries and rows, and whether they do; any shape."""
-    sums, wanted = jnp.stack([supply.most, supply.nodes]), jnp.stack([entries, nodes])
-    taken = jnp.max(jax.vmap(jnp.searchsorted)(sums, wanted), axis=0)
-    taken = jnp.minimum(taken, supply.nodes.shape[-1] - 1)
-    return taken, (supply.entries[taken] >= entries) & (supply.nodes[taken] >= nodes)
+def _fewest(supply, entries, nodes):
+    """The fewest holds of which the first few bring so many entries, and the first few so many
+    rows; m + 1 if all of them do not. Any shape."""
+
+    def look(table, wanted):
+        place = jnp.minimum(wanted.astype(jnp.int32), len(table)) - 1
+        return jnp.where(place < 0, 0, table[place])
+
+    return jnp.maximum(look(supply.for_entries, entries), look(supply.for_nodes, nodes))
 
 
 def _lists(cfg, holds, victims):
@@ -278,24 +289,23 @@ def _apply(cfg, scored, expand, collapse, first, now, dead):
     fresh = collapse[source]
     utility = jnp.where(fresh, scored.parent_utility[source], scored.utility[source])
     # What the next parent is worth is not known: as much per entry as the best that is.
-    prices = jnp.asarray(price(cfg))
-    up = jnp.minimum(layout.level + 1, cfg.levels)
-    guess = utility / prices[layout.level] * prices[up]
+    prices = price(cfg)
+    own, above = by_level(prices, layout.level), by_level(prices, layout.level + 1)
+    guess = utility / own * above
     parent_utility = jnp.where(fresh, guess, scored.parent_utility[source])
     return Scored(layout, utility, parent_utility, fresh | scored.fresh[source])
 
 
 def _chosen(cfg, scored, offers, holds, allowed, short):
     """The edits that gain; or, while the layout is short of room, collapses that restore it."""
-    nothing = jnp.zeros(offers.row.shape, bool)
-    plan = Plan(nothing, nothing, *room(cfg, scored.layout), jnp.where(short, 0, allowed))
+    opened, closed = (jnp.zeros(x.key.shape, bool) for x in (offers, holds))
+    busy = jnp.append(opened, False)
+    plan = Plan(opened, busy, closed, *room(cfg, scored.layout), jnp.where(short, 0, allowed))
     plan = _discard_unwanted(cfg, holds, plan)
-    # Sets that each offer beats by the hysteresis: the most it may push out.
-    reach = jnp.searchsorted(holds.key, offers.key - cfg.hysteresis)
 
     def try_again(state):
         plan, tries, _ = state
-        swapped = _swap(cfg, offers, holds, plan, reach, short)
+        swapped = _swap(cfg, offers, holds, plan, short)
         return swapped, tries + 1, ~short & (0 < swapped.edits) & (swapped.edits < plan.edits)
 
     state = plan, jnp.int32(0), jnp.bool_(True)
@@ -313,56 +323,58 @@ def _discard_unwanted(cfg, holds, plan):
     return _close(plan, holds, closed)
 
 
-def _swap(cfg, offers, holds, plan, reach, short):
+def _swap(cfg, offers, holds, plan, short):
     """Opens the best offers and closes the cheapest sets that make room, if that gains.
 
     Where there is less than no room, opens none and closes the cheapest sets that restore it.
     """
-    n = offers.row.shape[-1]
-    busy = jnp.zeros(n + 1, bool).at[offers.home].max(plan.opened)[:n]
-    gone = jnp.append(plan.closed, False)[offers.home]
+    gone = jnp.append(_by_row(offers, holds, plan.closed), False)[offers.home]
     wanted = offers.legal & ~plan.opened & ~gone & ~short
-    free = ~holds.pinned & ~plan.closed & ~busy
+    free = ~holds.pinned & ~plan.closed & ~plan.busy[holds.row]
     lists = _lists(cfg, holds, holds.legal & (free | short))
-    propose = partial(_best_prefix, offers, holds, plan, wanted, reach, short)
-    gain, opened, closed = jax.vmap(propose)(lists)
+    propose = partial(_best_prefix, cfg, offers, holds, plan, wanted, short)
+    gain, row, opened, closed = jax.vmap(propose)(lists)
     best = jnp.argmax(gain)
-    # If no list is enough, everything goes up one level: repeated, the coarsest layout.
+    # If no list is enough, every set in sight goes up a level: repeated, the coarsest layout.
     all_up = short & (gain[best] == -jnp.inf)
     closed = jnp.where(all_up, holds.legal, closed[best])
-    return _open(_close(plan, holds, closed), offers, opened[best])
+    return _open(_close(plan, holds, closed), offers, row[best], opened[best])
 
 
-def _best_prefix(offers, holds, plan, wanted, reach, short, victims):
+def _best_prefix(cfg, offers, holds, plan, wanted, short, victims):
     """The run of best offers whose gain over the sets it pushes out is largest.
 
     Args:
-      wanted: bool [n] over offers. reach: int32 [n], holds each offer may push out.
-      short: no offers, but room must be made. victims: bool [n] over holds.
+      wanted: bool [n] over offers. victims: bool [m] over holds.
+      short: no offers, but room must be made.
     Returns:
-      The gain in nats (0 if nothing gains; less if room must be made, -inf if it cannot) and the
-      offers and holds taken, bool [n] each.
+      The gain in nats (0 if nothing gains; less if room must be made, -inf if it cannot), the
+      rows that offer most, which of them are opened, and the holds taken, bool [m].
     """
-    position = jnp.arange(wanted.shape[-1])
-    supply = _supply(holds, victims)
+    supply = _supply(cfg, holds, victims)
     # An offer that could not be met alone would only block those after it.
-    alone = (
-        wanted
-        & (offers.entries <= plan.entries + supply.most[reach])
-        & (offers.nodes <= plan.nodes + supply.nodes[reach])
-    )
-    entries, nodes, number, value = _totals(alone, offers.entries, offers.nodes, offers.value)
-    taken, enough = _cover(supply, entries - plan.entries, nodes - plan.nodes)
+    taken = _fewest(supply, offers.entries - plan.entries, offers.nodes - plan.nodes)
+    beats = offers.key - cfg.hysteresis  # the holds that an offer may push out
+    alone = wanted & (supply.key[taken] < beats)
+    most = min(max(cfg.max_edits, 1), len(alone))
+    row = largest(jnp.where(alone, offers.key, -jnp.inf), most)
+    alone, beats = alone[row], beats[row]
+
+    bought = offers.entries[row], offers.nodes[row], offers.value[row]
+    entries, nodes, number, value = _totals(alone, *bought)
+    entries, nodes = entries - plan.entries, nodes - plan.nodes
+    taken = _fewest(supply, entries, nodes)
+    enough = (supply.entries[taken] >= entries) & (supply.nodes[taken] >= nodes)
     # The worst offer beats the best set given up. So no set is closed around an open member:
     # a set's key is at least that of its members.
     affordable = number + supply.edits[taken] <= plan.edits
-    fair = jnp.append(short, alone & (taken <= jnp.append(0, reach))[1:] & affordable[1:])
+    fair = jnp.append(short, alone & (supply.key[taken[1:]] < beats) & affordable[1:])
     gain = jnp.where(fair & enough, value - supply.lost[taken], -jnp.inf)
     last = jnp.argmax(gain)
     gains = short | (gain[last] > 0)
-    opened = alone & (position < last) & gains
-    closed = victims & (position < taken[last]) & gains
-    return jnp.where(gains, gain[last], 0.0), opened, closed
+    opened = alone & (jnp.arange(len(row)) < last) & gains
+    closed = victims & (jnp.arange(len(victims)) < taken[last]) & gains
+    return jnp.where(gains, gain[last], 0.0), row, opened, closed
 
 
 def _close(plan, holds, closed):
@@ -375,11 +387,12 @@ def _close(plan, holds, closed):
     )
 
 
-def _open(plan, offers, opened):
-    """The plan with these nodes expanded."""
+def _open(plan, offers, row, opened):
+    """The plan with those of these rows expanded."""
     return plan._replace(
-        opened=plan.opened | opened,
-        entries=plan.entries - jnp.sum(jnp.where(opened, offers.entries, 0)),
-        nodes=plan.nodes - jnp.sum(jnp.where(opened, offers.nodes, 0)),
+        opened=plan.opened.at[row].max(opened, unique_indices=True),
+        busy=plan.busy.at[offers.home[row]].max(opened),
+        entries=plan.entries - jnp.sum(jnp.where(opened, offers.entries[row], 0)),
+        nodes=plan.nodes - jnp.sum(jnp.where(opened, offers.nodes[row], 0)),
         edits=plan.edits - jnp.sum(opened, dtype=jnp.int32),
     )

@@ -6,13 +6,15 @@ import numpy as np
 from mctx.focus.layout import (
     FocusConfig,
     Layout,
+    by_level,
     entry_cost,
+    first_child,
     is_row,
     is_shown,
     parent,
     span_blocks,
 )
-from mctx.focus.running import running_count
+from mctx.focus.running import at_most, running_count
 
 
 def opening(cfg: FocusConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -37,7 +39,7 @@ def siblings(cfg, layout, blocks):
     n = layout.level.shape[-1]
     row = jnp.arange(n, dtype=jnp.int32)
     level, index = layout.level, layout.index
-    size = jnp.asarray(cfg.children)[level + 1]
+    size = by_level(cfg.children, level + 1)
     first = row - index % size
     last = first + size - 1
     up_level, up_index = parent(cfg, level, index)
@@ -76,18 +78,18 @@ def rebuild(cfg, layout, expand, collapse, first, now, dead):
     n = layout.level.shape[-1]
     row = jnp.arange(n, dtype=jnp.int32)
     closing = jnp.append(collapse, False)[first]
-    children = jnp.asarray(cfg.children)
-    becomes = jnp.where(closing, row == first, jnp.where(expand, children[layout.level], 1))
+    opened = jnp.where(expand, by_level(cfg.children, layout.level), 1)
+    becomes = jnp.where(closing, row == first, opened)
     ends = running_count(jnp.where(is_row(layout), becomes, 0))
     count = ends[-1]
-    source = jnp.minimum(jnp.searchsorted(ends, row, side="right"), n - 1).astype(jnp.int32)
+    source = jnp.minimum(at_most(ends, n), n - 1)
     used = row < count
     change = (expand.astype(jnp.int32) - closing)[source]
     level, index = layout.level[source], layout.index[source]
     rank = row - (ends - becomes)[source]
     index = jnp.select(
         [change > 0, change < 0],
-        [index * children[level] + rank, index // children[level + 1]],
+        [first_child(cfg, level, index)[1] + rank, parent(cfg, level, index)[1]],
         index,
     )
     level = jnp.where(used, level - change, 0)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mctx.errors import UserError
-from mctx.focus.running import EXACT
+from mctx.focus.running import EXACT, at_most
 from mctx.tree.documents import live_within
 
 MAX_SPAN = 2**30  # blocks: sums of a start and a width stay inside int32
@@ -116,9 +116,19 @@ class Entries(NamedTuple):
     valid: jax.Array  # bool  [budget]
 
 
+def by_level(values, level) -> jax.Array:
+    """The value of each level; of levels outside, the nearest's. Levels are few: to compare with
+    all of them is faster than to gather."""
+    values = np.asarray(values)
+    found = jnp.asarray(values[-1])
+    for place in reversed(range(len(values) - 1)):
+        found = jnp.where(level <= place, values[place], found)
+    return found
+
+
 def span_blocks(cfg: FocusConfig, level) -> jax.Array:
     """Width in blocks of a node of `level` (any shape)."""
-    return jnp.asarray(cfg.spans)[level]
+    return by_level(cfg.spans, level)
 
 
 def start_block(cfg: FocusConfig, level, index) -> jax.Array:
@@ -144,17 +154,17 @@ def _dead_before(dead, block):
 
 def is_shown(cfg: FocusConfig, dead: Dead, level, index) -> jax.Array:
     """Whether the base reads a node that is in a layout: its level is shown, and it has life."""
-    return jnp.asarray(cfg.show)[level] & (live_blocks(cfg, dead, level, index) > 0)
+    return by_level(cfg.show, level) & (live_blocks(cfg, dead, level, index) > 0)
 
 
 def parent(cfg: FocusConfig, level, index) -> tuple[jax.Array, jax.Array]:
     """`(level, index)` of the node above; a block's parent is its own gist."""
-    return level + 1, index // jnp.asarray(cfg.children)[level + 1]
+    return level + 1, index // by_level(cfg.children, level + 1)
 
 
 def first_child(cfg: FocusConfig, level, index) -> tuple[jax.Array, jax.Array]:
     """`(level, index)` of the first node below; the others follow by index."""
-    return level - 1, index * jnp.asarray(cfg.children)[level]
+    return level - 1, index * by_level(cfg.children, level)
 
 
 def is_row(layout: Layout) -> jax.Array:
@@ -164,7 +174,7 @@ def is_row(layout: Layout) -> jax.Array:
 
 def entry_cost(cfg: FocusConfig, layout: Layout) -> jax.Array:
     """Entries that each row costs: int32 [n], zero for silent nodes and padding."""
-    cost = jnp.asarray(cfg.costs, jnp.int32)[layout.level]
+    cost = by_level(cfg.costs, layout.level)
     return jnp.where(is_row(layout) & layout.shown, cost, 0)
 
 
@@ -300,8 +310,7 @@ def entries(cfg: FocusConfig, layout: Layout) -> Entries:
     ends = jnp.cumsum(entry_cost(cfg, layout))
     slot = jnp.arange(cfg.budget, dtype=jnp.int32)
     valid = slot < ends[-1]
-    rank = jnp.searchsorted(ends, slot, side="right").astype(jnp.int32)
-    rank = jnp.where(valid, rank, 0)
+    rank = jnp.where(valid, at_most(ends, cfg.budget), 0)
     begin = ends[rank] - entry_cost(cfg, layout)[rank]
     offset = jnp.where(valid, slot - begin, 0)
     return Entries(layout.level[rank], layout.index[rank], offset, rank, valid)

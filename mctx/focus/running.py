@@ -1,4 +1,4 @@
-"""Running sums, running maxima and sorting, where XLA's own are slow on CPUs.
+"""Running sums, running maxima, searching and sorting, where XLA's own are slow on CPUs.
 
 XLA lowers `cumsum` to windows that take several times as long as products with triangles, to run
 and to compile; and it sorts one array of integers several times as fast as keys with their places.
@@ -40,6 +40,14 @@ def running_max(x: jax.Array) -> jax.Array:
     return jnp.maximum(within, before[..., None]).reshape(*x.shape[:-1], -1)[..., :n]
 
 
+def at_most(x: jax.Array, size: int) -> jax.Array:
+    """How many of the whole numbers x [n], none negative, are at most 0 … size - 1: int32 [size].
+
+    Rising numbers are searched so: one table, where a binary search gathers for every bit.
+    """
+    return running_count(jnp.zeros(size, jnp.float32).at[x].add(1.0, mode="drop"))
+
+
 def _blocks(x, fill):
     """[…, n] -> […, blocks, BLOCK]."""
     n = x.shape[-1]
@@ -68,3 +76,10 @@ def rising_order(key: jax.Array) -> jax.Array:
         sorted_ = jnp.sort(digit | place, stable=False)
         order = order[(sorted_ & np.uint32(2**place_bits - 1)).astype(jnp.int32)]
     return order
+
+
+def largest(key: jax.Array, number: int) -> jax.Array:
+    """Places of the largest `number` of float32 [n], largest first, of equals the first before."""
+    if 4 * number <= key.shape[-1]:  # a heap is faster while it is small
+        return jax.lax.top_k(jnp.where(key == 0, 0.0, key), number)[1]  # -0.0 too
+    return rising_order(-key)[:number]
