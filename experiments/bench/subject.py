@@ -62,11 +62,13 @@ class Subject:
 
     def config(self, **changes) -> SessionConfig:
         """A session's, with the budget of these sizes: tokens in focus, and room for as many silent
-        nodes as cover the longest history twice."""
+        nodes as cover the longest history twice. Nothing is looked for by heads of the base: what
+        that costs grows with the history (docs/cost.md), and drawn histories have no keys."""
         gist, budget = self.model.gist, self.sizes.budget
         coarsest = self.sizes.long // gist.span(gist.levels)
         fixed = dict(budget=budget, recent=max(1, budget // (4 * gist.block)), show=(True, False))
         room = dict(capacity=max(512, 1 << (2 * coarsest).bit_length()), commit_every=64)
+        room |= dict(find=False)
         return SessionConfig(**fixed | room | changes)
 
     def words(self, length: int, which: int = 0) -> np.ndarray:
