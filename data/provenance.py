@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from data.mixture import domains_of
-from data.questions import Questions
 from mctx.errors import UserError
 from mctx.tokenizer import Tokenizer
 
@@ -51,12 +50,14 @@ def provenance(directory: str | Path) -> Provenance:
 
 
 def _of_questions(directory: Path, domains: tuple[str, ...]) -> dict:
-    """The manifest of questions, as if they were a domain: one package, named by its seed.
+    """The manifest of questions, as if they were a domain: one package, told by how it was made.
 
     Raises UserError where they are hidden in text of none of the `domains`: nobody would know it.
     """
-    questions = Questions.load(directory)
-    about, tokens = questions.manifest, questions.tokens
+    try:
+        about = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is missing: give the corpus trained on.") from error
     hay = ["/".join(Path(place).parts[-2:]) for place in about["hay"]]
     strange = [place for place in hay if place not in {f"{name}/train" for name in domains}]
     if strange:
@@ -64,12 +65,13 @@ def _of_questions(directory: Path, domains: tuple[str, ...]) -> dict:
             f"{directory} has questions that are hidden in {strange[0]}, which is no part of that "
             "corpus: make them with --hay of its own `train` parts."
         )
-    seed, size = about["seed"], int(tokens.size)
+    about |= {"hay": hay, "tokens": about["count"] * (about["length"] + about["tail"])}
     package = {
-        "name": f"questions {seed}", "version": f"seed {seed}", "files": about["count"],
-        "tokens": size, "sha256": hashlib.sha256(np.ascontiguousarray(tokens)).hexdigest(),
+        "name": f"questions {about['seed']}", "version": f"seed {about['seed']}",
+        "files": about["count"], "tokens": about["tokens"],
+        "sha256": hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest(),
     }
-    return {"tokens": size, **about, "hay": hay, "packages": [package]}
+    return {**about, "packages": [package]}
 
 
 def shipped_provenance(checkpoint: str | Path) -> Provenance:

@@ -22,6 +22,7 @@ from rich.console import Console
 from data.text import held_out_packages
 from experiments import comparison, entry, pictures, report, ship, toy
 from experiments.methods.focused import nodes_for, tokens_config
+from experiments.suites.records import fingerprints
 from mctx.opened import Opened, open_checkpoint
 from mctx.runtime import Session
 from mctx.runtime.config import focus_configs
@@ -128,7 +129,7 @@ def compare(
 ) -> tuple[list[dict], list[dict]]:
     """Every method at every place; places done by an earlier run are read, not made again."""
     path = workdir / "places.jsonl"
-    key = json.dumps([vars(protocol), session.tree.length, opened.fingerprint])
+    key = json.dumps([vars(protocol), session.tree.length, fingerprints(opened.params)])
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {line["start"]: line for line in lines if line["key"] == key}
     starts = comparison.places(session.tree, opened.model, protocol)

@@ -180,11 +180,14 @@ class Assembly:
         parts = slots.decode(wanted)
         end = int(parts.index[parts.level == 0].max(initial=-1)) + 1
         recent = (parts.level == 0) & (parts.index >= end - self._focus.recent)
+        parts = slots.Decoded(*(x[recent] for x in parts))
         kept = slots.encode(*parts[:3], np.ones_like(parts.kept))
         fresh = parts.index >= decoded.first
         fresh &= parts.index < decoded.first + decoded.count
         fresh &= head in np.asarray(decoded.tail.heads)
-        return np.where(recent & (fresh | np.isin(kept, self._keys[head])), kept, wanted)
+        there, _ = slots.within(kept, self._keys[head])
+        wanted[recent] = np.where(fresh | there, kept, wanted[recent])
+        return wanted
 
     def _carry_out(self, head, plan, decoded, blocks):
         for at in range(0, len(plan.move_to), MOVES_AT_ONCE):
@@ -230,8 +233,7 @@ class Assembly:
         slot = int(np.flatnonzero(np.asarray(tail.heads) == head)[0])
         target = np.full(tail.rows.k.shape[2], len(self._keys[head]), np.int64)
         target[(index - decoded.first) * self._model.gist.block + offset] = to
-        rows = Rows(tail.rows.k[:, slot], tail.rows.v[:, slot])
-        self._lanes.write(self._first + head, target, rows)
+        self._lanes.write_tail(self._first + head, target, tail.rows, slot)
 
     def _padded(self, rows, size):
         """Row numbers padded by one past the buffer, which a scatter drops."""

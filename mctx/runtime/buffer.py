@@ -61,8 +61,10 @@ def plan(held: np.ndarray, wanted: np.ndarray) -> Plan:
     Args:
       held: [R] keys, EMPTY where nothing is. wanted: [w] distinct keys, w <= R.
     """
-    stays = np.isin(held, wanted) & (held != EMPTY)
-    arriving = wanted[~np.isin(wanted, held)]
+    stays, rank = within(held, wanted)
+    lacking = np.ones(len(wanted), bool)
+    lacking[rank[stays]] = False
+    arriving = wanted[lacking]
     keys = np.where(stays, held, EMPTY)
     holes = np.flatnonzero(~stays)
     new_row = holes[: len(arriving)]
@@ -73,16 +75,23 @@ def plan(held: np.ndarray, wanted: np.ndarray) -> Plan:
     keys[empty] = keys[beyond]
     keys[beyond] = EMPTY
     # A new row that would be moved at once is written where it ends.
-    target = dict(zip(beyond.tolist(), empty.tolist(), strict=True))
-    final = np.array([target.get(row, row) for row in new_row.tolist()], np.int64)
-    moved = ~np.isin(beyond, new_row)
-    return Plan(keys, final, arriving, empty[moved], beyond[moved])
+    final = np.arange(len(held))
+    final[beyond] = empty
+    moved = stays[beyond]
+    return Plan(keys, final[new_row], arriving, empty[moved], beyond[moved])
+
+
+def within(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `keys` [n] are among distinct `wanted` [w], and the place of those: [n], [n]."""
+    if not len(wanted):
+        return np.zeros(len(keys), bool), np.zeros(len(keys), np.int64)
+    order = np.argsort(wanted)
+    near = np.minimum(np.searchsorted(wanted, keys, sorter=order), len(wanted) - 1)
+    place = order[near]
+    return wanted[place] == keys, place
 
 
 def positions(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Rank of each row's key in `wanted` (time order); 0 for empty rows: [R] int32."""
-    if not len(wanted):
-        return np.zeros(len(keys), np.int32)
-    order = np.argsort(wanted)
-    rank = order[np.clip(np.searchsorted(wanted, keys, sorter=order), 0, len(wanted) - 1)]
-    return np.where(keys == EMPTY, 0, rank).astype(np.int32)
+    there, rank = within(keys, wanted)
+    return np.where(there, rank, 0).astype(np.int32)

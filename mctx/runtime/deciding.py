@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from mctx.focus.allocator import Edits
@@ -12,6 +13,7 @@ from mctx.focus.layout import Layout, validate
 from mctx.models.router import Routing
 from mctx.runtime import finding, focusing, reading
 from mctx.runtime.focusing import Scores
+from mctx.runtime.shelf import Shelf
 from mctx.tree.head import StoreError
 
 
@@ -59,9 +61,14 @@ def decide(session) -> Decision:
 
 
 def route(session, decision: Decision) -> Routing:
-    """The heads that the base will run on until the next refocus, and the merger's gate."""
-    c, stats = session.config, focusing.head_statistics(decision.scored, decision.scores.own)
-    return reading.routed(session.model, c.router, c.top, session.params, session.query, stats)
+    """The heads that the base will run on until the next refocus, and the merger's gate; on the
+    host, where rows are assembled."""
+    c = session.config
+    if c.router == "static":
+        return reading.first_heads(c.top)
+    stats = focusing.head_statistics(decision.scored, decision.scores.own)
+    of = session.model, c.router, c.top, session.params, session.query, stats
+    return jax.device_get(reading.routed(*of))
 
 
 def lens(session, focus, layouts: Layout, heads: np.ndarray) -> Scores:
@@ -72,13 +79,22 @@ def lens(session, focus, layouts: Layout, heads: np.ndarray) -> Scores:
         session.params,
         focus,
         layouts,
-        focusing.gatherer(session.tree),
+        _shelf(session, focus),
         finding.found_by(session),
         session.query,
         session.blocks,
         heads,
         session.dead_runs,
     )
+
+
+def _shelf(session, focus) -> Shelf:
+    """Where the gists stand that the lens looks at in layouts of one kind."""
+    if focus not in session.shelves:
+        layouts = session.config.heads if focus == session.focus else 1
+        nodes = focus.capacity + focusing.most_parents(focus, focus.capacity)
+        session.shelves[focus] = Shelf(session.tree, layouts * nodes)
+    return session.shelves[focus]
 
 
 def _scorer(session) -> Callable[[], Scores]:

@@ -21,6 +21,8 @@ from mctx.focus.staging import best_beneath
 from mctx.models.lensnet import Nodes, utility
 from mctx.models.router import statistics
 from mctx.models.wrapped import Wrapped
+from mctx.runtime.buffer import within
+from mctx.runtime.shelf import INDEX_MASK, LEVEL_SHIFT, Shelf
 from mctx.tree.documents import live_within
 from mctx.tree.store import Tree
 
@@ -32,37 +34,30 @@ NO_RUNS = np.zeros((0, 2), np.int64)
 class Scores(NamedTuple):
     """Nats of the best block of each node of a layout and of each node's parent: [H, n]."""
 
-    own: jax.Array
-    above: jax.Array
+    own: np.ndarray
+    above: np.ndarray
 
 
-def gatherer(tree: Tree) -> Gather:
-    """Gists of nodes of mixed levels; an LOD0 node is described by its LOD1 twin, and what the
-    tree does not hold (a parent that is not complete) by zeros, which no edit will use."""
-
-    def gather(level: np.ndarray, index: np.ndarray) -> np.ndarray:
-        spec = tree.spec
-        out = np.zeros((*level.shape, spec.slots * spec.gist_width), np.float32)
-        twin = np.maximum(level, 1)
-        for one in range(1, spec.levels + 1):
-            here = (twin == one) & (index >= 0) & (index < tree.count(one))
-            if here.any():
-                out[here] = tree.gather(one, index[here]).reshape(here.sum(), -1)
-        return out
-
-    return gather
-
-
-def prefetch(tree: Tree, layouts: Layout) -> None:
-    """Asks for the gists that the next refocus looks at if it opens what stands in the layouts."""
-    level, index = np.asarray(layouts.level), np.asarray(layouts.index)
+def prefetch(tree: Tree, layouts: Layout, before: Layout | None = None) -> None:
+    """Asks for the gists that the next refocus looks at if it opens what stands in the layouts,
+    and did not in those for which this was called `before`."""
+    nodes = _coarse(layouts)
+    if before is not None:
+        nodes = nodes[~within(nodes, _coarse(before))[0]]
     for one in range(2, tree.spec.levels + 1):
-        nodes = np.unique(index[(level == one) & (index >= 0)]).astype(np.int64)
+        some = nodes[nodes >> LEVEL_SHIFT == one] & INDEX_MASK
         fanout = tree.spec.fanouts[one - 1]
-        children = (nodes[:, None] * fanout + np.arange(fanout)).ravel()
+        children = (some[:, None] * fanout + np.arange(fanout)).ravel()
         children = children[children < tree.count(one - 1)]
         if len(children):
             tree.prefetch(one - 1, children)
+
+
+def _coarse(layouts):
+    """Keys of all nodes of level 2 and up, rising."""
+    level, index = np.asarray(layouts.level, np.int64), np.asarray(layouts.index)
+    here = (level >= 2) & (index >= 0)
+    return np.unique(level[here] << LEVEL_SHIFT | index[here])
 
 
 @functools.cache
@@ -80,8 +75,12 @@ def on_host(function: Callable, *args):
     Layouts live there, and editing them is many small steps, and loops that end when they are
     done: an accelerator would wait for its own answer at every one of them.
     """
+
+    def here(x):  # `device_get` of many small arrays takes as long as an edit
+        return np.asarray(x) if isinstance(x, jax.Array) else x
+
     with jax.default_device(_host()):
-        return jax.device_get(function(*jax.device_get(args)))
+        return jax.tree.map(here, function(*jax.tree.map(here, args)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -142,7 +141,7 @@ def lens_scores(
     params: dict,
     cfg: FocusConfig,
     layouts: Layout,
-    gather: Gather,
+    shelf: Shelf,
     found: Gather,
     query: np.ndarray,
     blocks: int,
@@ -157,7 +156,7 @@ def lens_scores(
 
     Args:
       layouts: [H, n], on the host.
-      gather: gists of nodes. found: what the lens's finders say of them (`finding.found_by`).
+      shelf: of gists. found: what the lens's finders say of nodes (`finding.found_by`).
       query: [L + 1, Q, D].
       heads: [H], the adapters to use.
       dead: runs of dead blocks [r, 2]; what covers no others is no candidate.
@@ -168,14 +167,12 @@ def lens_scores(
     index = np.concatenate([index, up[1]], axis=1)
     end = (index + 1) * cfg.spans[level]
     live = live_within(dead, end - cfg.spans[level], end) > 0
-    nodes = Nodes(
-        gists=gather(level, index),
-        level=np.maximum(level, 1).astype(np.int32),
-        distance=np.maximum(blocks - end, 0).astype(np.int32),
-        valid=(index >= 0) & (end <= blocks - cfg.recent) & live,
-        found=found(level, index),
-    )
-    return _apply_lens(model, params["lensnet"], query, nodes, heads.astype(np.int32), where)
+    valid = (index >= 0) & (end <= blocks - cfg.recent) & live
+    places, distance = shelf.places(level, index), np.maximum(blocks - end, 0)
+    facts = np.stack([places, np.maximum(level, 1), distance, valid]).astype(np.int32)
+    nodes = shelf.table, facts, found(level, index), where.astype(np.int32)
+    of = model, params["lensnet"], query, *nodes, heads.astype(np.int32)
+    return Scores(*jax.device_get(_apply_lens(*of)))
 
 
 def most_parents(cfg: FocusConfig, nodes: int) -> int:
@@ -203,18 +200,27 @@ def _distinct_parents(cfg, layouts, blocks):
         up = parents(cfg, *own)
         end = (up[1].astype(np.int64) + 1) * cfg.spans[up[0]]
         some = (own[0] > 0) & (up[0] > own[0]) & (own[1] >= 0) & (end <= blocks - cfg.recent)
-        found, inverse = np.unique(np.stack(up)[:, some], axis=1, return_inverse=True)
-        level[h, : found.shape[1]], index[h, : found.shape[1]] = found
+        keys = up[0][some].astype(np.int64) << LEVEL_SHIFT | up[1][some]
+        found, inverse = np.unique(keys, return_inverse=True)
+        level[h, : len(found)] = found >> LEVEL_SHIFT
+        index[h, : len(found)] = found & INDEX_MASK
         where[h, some] = n + inverse
     return (level, index), where
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply_lens(model, lensnet, query, nodes, heads, above):
+def _apply_lens(model, lensnet, query, table, facts, found, above, heads):
+    """Scores of nodes and of those above: [2, H, n], one array to be fetched.
+
+    `facts`, int32 [4, H, m]: the row of `table`, level, distance and validity, in one transfer.
+    """
+    places, level, distance, valid = facts
+    nodes = Nodes(table[places], level, distance, valid > 0, found)
     states = jnp.broadcast_to(query[:, None], (query.shape[0], len(heads), *query.shape[1:]))
     logs = model.lensnet.apply({"params": lensnet}, states, nodes, heads[:, None])
     scores = jnp.where(nodes.valid, utility(logs[:, 0]), 0.0)
-    return Scores(scores[:, : above.shape[1]], jnp.take_along_axis(scores, above, axis=1))
+    own = scores[:, : above.shape[1]]
+    return jnp.stack([own, jnp.take_along_axis(scores, above, axis=1)])
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -68,6 +68,10 @@ class Lanes:
         """Writes rows into one head; see `rows.write_rows`."""
         self.made = rows.write_rows(self.made, np.int32(head), to, new)
 
+    def write_tail(self, head: int, to: np.ndarray, tail: rows.TailRows, slot: int) -> None:
+        """Writes a tail's rows into one head; see `rows.write_tail`."""
+        self.made = rows.write_tail(self.made, np.int32(head), to, tail.k, tail.v, np.int32(slot))
+
     def write_blocks(self, head: int, to: np.ndarray, blocks: list) -> None:
         """Writes blocks into one head; see `rows.write_blocks`."""
         self.made = rows.write_blocks(self.made, np.int32(head), to, blocks)

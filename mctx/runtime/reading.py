@@ -223,15 +223,21 @@ def routed(
     model: Wrapped, router: str, top: int, params: dict, query: jax.Array, stats: jax.Array
 ) -> Routing:
     """The heads to run, the first first: query [L + 1, Q, D], stats [H, STATISTICS] -> [k], [k]."""
-    worth = static_worth(1, len(stats))
-    if router == "utility":
-        worth = stats[None, :, 0]
+    worth = stats[None, :, 0]
     if router == "learned":
         variables = {"params": params["mof"]["router"]}
         worth = model.router.apply(variables, query[:, None], stats[None])
     chosen = route(worth, top)
     order = jnp.argsort(chosen.heads[0])  # so that all heads stand as they lie
     return Routing(chosen.heads[0][order], chosen.gate[0][order])
+
+
+@functools.cache
+def first_heads(top: int) -> Routing:
+    """As `routed`, of the static router: always the same, and on the host."""
+    with jax.ensure_compile_time_eval():
+        worth = np.asarray(static_worth(1, top))
+    return Routing(np.arange(top, dtype=np.int32), worth[0])
 
 
 @jax.jit

@@ -19,7 +19,8 @@ def refocus(session) -> dict:
     with room_for("the lens's look at the layouts", session.config, *settings):
         decision = deciding.decide(session)
     decided = time.perf_counter()
-    focusing.prefetch(session.tree, session.layouts)
+    focusing.prefetch(session.tree, session.layouts, session.prefetched)
+    session.prefetched = session.layouts
     shown, missed = cold.as_shown(session)
     session.probe.remember(session)
     with session.room():

@@ -89,6 +89,12 @@ def write_rows(rows: Rows, head, to, new: Rows) -> Rows:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
+def write_tail(rows: Rows, head, to, k: jax.Array, v: jax.Array, slot) -> Rows:
+    """As `write_rows`, of one head's rows in a tail [L, k, T, K, h]."""
+    return write_rows(rows, head, to, Rows(k[:, slot], v[:, slot]))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
 def write_blocks(rows: Rows, head, to, blocks: list) -> Rows:
     """As `write_rows`, of blocks that come apart: pairs of keys and values [L, K_1, K, h]."""
     joined = Rows(*(jnp.concatenate(parts, axis=1) for parts in zip(*blocks, strict=True)))

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mctx.errors import UserError
-from mctx.focus.layout import Dead, Layout, validate
+from mctx.focus.layout import Dead, FocusConfig, Layout, validate
 from mctx.models.attention import NEGATIVE
 from mctx.models.router import Routing
 from mctx.opened import Opened
@@ -36,6 +36,7 @@ from mctx.runtime.lanes import Lanes, lanes_for
 from mctx.runtime.memory import room_for
 from mctx.runtime.opening import open_history
 from mctx.runtime.sampling import Sampling
+from mctx.runtime.shelf import Shelf
 from mctx.runtime.spending import Spending
 from mctx.runtime.staged import Staging
 from mctx.runtime.storing import Storing
@@ -104,6 +105,8 @@ class Session:
         self.watch, self.probe = Watch(self.focus), Probe(self.config.probe_every)
         self.spending = Spending(self)
         self.storing = Storing(self.tree.own, self.config.unstored)
+        self.prefetched: Layout | None = None
+        self.shelves: dict[FocusConfig, Shelf] = {}
         self.refocuses = 0
         self._owed = self._behind = False
         self._drawing: decoding.Line | None = None
@@ -278,6 +281,7 @@ class Session:
         )
         self.watch.forget()
         self.probe.forget()
+        self.prefetched = None
         if self.staging:
             self.staging.forget()
         self.tail = tailing.empty(self)

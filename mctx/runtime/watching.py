@@ -58,8 +58,7 @@ class Watch:
         shown = np.unique(np.concatenate(detailed)) if blocks else np.zeros(0)
         for age in AGES:
             if blocks >= age:
-                scalars[f"coverage/{age}"] = float(np.mean(np.isin(
-                    np.arange(blocks - age, blocks), shown)))
+                scalars[f"coverage/{age}"] = float(np.sum(shown >= blocks - age)) / age
         self._detailed = detailed
         return {f"refocus/{name}": value for name, value in scalars.items()}
 
