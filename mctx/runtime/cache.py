@@ -51,6 +51,8 @@ class BlockCache:
         self._last_states: tuple[tuple, np.ndarray] | None = None
         self._worker: ThreadPoolExecutor | None = None
         self._coming: dict[Address, Future] = {}
+        # Keys that finders keep of all blocks (`mctx.runtime.finding`), for every session over it.
+        self.pieces: dict[tuple, list] = {}
         self.windows_read = 0
         self.reads_failed = 0
 

@@ -6,6 +6,7 @@ hands out what it has read; of other blocks (a tree that was there before, a doc
 remade exactly from the cache, or by reading their windows again (law 8): the first look at a long
 history that was opened reads all of it once, and is waited for. Keys are kept with the addresses
 of their blocks' tokens: a document that is replaced has new ones, so nothing here can go stale.
+Sessions that share a cache share them.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Finding:
     ):
         self._model, self._base, self._tree, self._cache = model, params["base"], tree, cache
         self._recent, self._size, self._block = recent, piece, model.gist.block
-        self._pieces: list[_Piece] = []
+        self._pieces: list[_Piece] = cache.pieces.setdefault((model.lens.finders, piece), [])
         self._last: tuple | None = None  # what was looked at last, and what was found
         self.operations = Count()
 

@@ -108,6 +108,16 @@ def test_in_pieces_at_once_and_as_it_comes_it_is_the_same(monkeypatch):
     same(found(made), found(early))
 
 
+def test_sessions_that_share_a_cache_share_the_keys(monkeypatch):
+    made = session()
+    made.ingest(text(LENGTH, seed=2))
+    wanted = found(made)
+    monkeypatch.setattr(made.cache, "keys", None)  # nobody may ask for them again
+    beside = session(dataclasses.replace(CONFIG, budget=CONFIG.budget // 2), made.tree,
+                     cache=made.cache)
+    same(found(beside), wanted)
+
+
 def test_a_look_is_taken_once_a_refocus_and_counted(monkeypatch):
     looks, reports, plain = [], [], finding.Finding._by_block
 
