@@ -3,12 +3,13 @@
 Command:  python -m experiments.train --config=experiments/configs/pico_lens.py \
               --workdir=runs/pico --config.corpus=runs/corpus
 Corpus:   with questions, `python -m data.questions --out=runs/corpus/questions/train
-              --tokenizer=runs/corpus/code/train --count=8192
+              --tokenizer=runs/corpus/code/train --count=12288
               --hay runs/corpus/code/train runs/corpus/books/train`, and 512 of
               `--split=validation` in questions/valid, hidden in the parts `valid`
-Hardware: two H200; 190 s for 1,700 steps, seed 2.
-Reached:  8 blocks capture .312 of the label of the best 8 in hindsight; the most recent 8 capture
-          .197, random ones .070.
+Hardware: one H200; 430 s for 2,350 steps, seed 2.
+Reached:  8 blocks capture .326 of the label of the best 8 in hindsight; the most recent 8 capture
+          .197, random ones .070. Of the blocks that hold the answer to a held-out question, .83 are
+          among the best 8; .01 are among the most recent.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -49,16 +50,16 @@ def get_config() -> ConfigDict:
             batch_size=32,
             eval_segments=64,
             train=dict(
-                steps=1700,
+                steps=2350,
                 learning_rate=1e-3,
                 warmup=100,
                 weight_decay=0.01,
                 b2=0.98,
                 clip=1.0,
                 seed=2,
-                save_every=1700,
+                save_every=2350,
                 log_every=50,
-                eval_every=1700,
+                eval_every=2350,
             ),
         )
     )
