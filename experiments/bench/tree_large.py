@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.bench.measure import SPEC, Sizes, Source, forget, row, seconds
+from experiments.bench.measure import SPEC, Sizes, Source, forget, row, seconds, touch
 from mctx.tree.mirror import MirrorConfig
 from mctx.tree.store import Tree
 
@@ -40,9 +40,12 @@ def _opening(uri: Path, sizes: Sizes, seed: int) -> list[dict]:
         tree = Tree.open(uri, mirror=LOADED)
         tree.gather(1, rng.integers(0, tree.count(1), 32))
         opened.append(time.perf_counter() - began)
+        whole = sum(tree.stats()["bytes"].values())  # the gists, in the mirror and on their way
         tree.close()
         del tree
+        touch(whole)
         plain, disk = _rates_of(raw)
+        touch(whole)
         forget(uri)
         tree = Tree.open(uri, mirror=MirrorConfig(LOADED.limit, load=False))
         began = time.perf_counter()

@@ -253,9 +253,10 @@ def _pages_of(extents: Extents, size: int) -> list[tuple[int, np.ndarray, int]]:
     for epoch in np.unique(table[:, 1]).tolist():
         if epoch != DEAD:
             _, _, row, length = table[table[:, 1] == epoch].T
-            first, last = row // size, (row + length - 1) // size
-            counts = last - first + 1
+            first, last = np.sort(np.stack([row, row + length - 1]) // size, axis=1)
+            first[1:] = np.maximum(first[1:], last[:-1] + 1)  # neighbours may share a page
+            counts = np.maximum(last - first + 1, 0)
             within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-            pages = np.unique(np.repeat(first, counts) + within)
+            pages = np.repeat(first, counts) + within
             found.append((epoch, pages, int((row + length).max())))
     return found

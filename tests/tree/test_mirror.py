@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mctx.tree.arrays import Arrays, open_kvstore, to_bits
+from mctx.tree.extents import DEAD, Extent, Extents
 from mctx.tree.head import TreeError, TreeSpec
-from mctx.tree.mirror import Mirror, MirrorConfig
+from mctx.tree.mirror import Mirror, MirrorConfig, _pages_of
 from mctx.tree.pages import Bits, Pages
 from mctx.tree.store import Tree
 from tests.tree import history
@@ -156,6 +157,21 @@ def test_the_background_loads_the_coarse_levels_that_fit(uri, monkeypatch, pages
         found = tree.gather(level, indices)
         np.testing.assert_array_equal(found, history.gists(level, 0, len(indices)))
         assert bool(asked) == (level not in levels)
+
+
+places = st.tuples(st.sampled_from([DEAD, 1, 2]), st.integers(0, 60), st.integers(1, 30))
+
+
+@given(st.lists(places, max_size=8))
+def test_what_is_loaded_is_every_page_with_a_stored_row_once(parts):
+    extents = Extents(Extent(0, *part) for part in parts)
+    rows = {e: {r for f, a, n in parts if f == e for r in range(a, a + n)} for e in (1, 2)}
+    expected = [
+        (epoch, sorted({row // 8 for row in here}), max(here) + 1)
+        for epoch, here in rows.items()
+        if here
+    ]
+    assert [(e, pages.tolist(), end) for e, pages, end in _pages_of(extents, 8)] == expected
 
 
 def test_loading_leaves_damage_to_who_asks(uri, tmp_path, monkeypatch):
