@@ -37,7 +37,6 @@ from mctx.flops import plain_flops
 from mctx.focus import layout
 from mctx.models.base import Rows, count_parameters
 from mctx.models.finder import width
-from mctx.models.lensnet import Nodes
 from mctx.models.wrapped import Wrapped, init_part
 from mctx.runtime import finding, focusing, reading
 from mctx.runtime.assembly import GISTS_AT_ONCE
@@ -191,13 +190,9 @@ def session_programs(model: Wrapped, settings: SessionConfig, mesh: Mesh) -> Ite
     yield program("ingest of 4 windows", partial(ingest._read_full, model), params, windows)
 
     candidates = n + focusing.most_parents(focus, n)
-    nodes = Nodes(
-        of((heads, candidates, gist.slots * gist.width), jnp.float32),
-        of((heads, candidates)),
-        of((heads, candidates)),
-        of((heads, candidates), jnp.bool_),
-        of((heads, candidates, width(model.lens, base)), jnp.float32),
-    )
+    table = of((2 * heads * candidates + 1, gist.slots * gist.width), jnp.float32)
+    told = of((heads, candidates, width(model.lens, base)), jnp.float32)
+    nodes = table, of((4, heads, candidates)), told
     query = of((base.n_layers + 1, model.lens.query, base.d_model), jnp.float32)
     if model.lens.finders:
         looking = jax.eval_shape(partial(finding.looking, model), params["base"], query)
@@ -207,9 +202,7 @@ def session_programs(model: Wrapped, settings: SessionConfig, mesh: Mesh) -> Ite
         what = f"refocus: finders, {finding.PIECE} blocks"
         yield program(what, finding.attended, looking, *found, total)
     lens = partial(focusing._apply_lens, model)
-    yield program(
-        "refocus: lens", lens, params["lensnet"], query, nodes, of((heads,)), of((heads, n))
-    )
+    yield program("refocus: lens", lens, params["lensnet"], query, *nodes, of((heads,)))
     layouts = jax.eval_shape(
         lambda: jax.tree.map(
             lambda x: jnp.broadcast_to(x, (heads, *x.shape)), layout.initial(focus, 1)

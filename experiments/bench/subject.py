@@ -99,7 +99,7 @@ class Subject:
         _, _, like = self.reader.full_windows(self.words(self.model.window))
         size = min(COMMIT, length)
         shape = spec.slots, spec.gist_width
-        drawn = rng.standard_normal((DRAWN, *shape), np.float32) * like.std()
+        drawn = rng.standard_normal((DRAWN, *shape), np.float32) * np.std(like)
         drawn = np.resize(drawn.astype(ml_dtypes.bfloat16), (size // block, *shape))
         tokens = self.words(size)
         while tree.length < length:

@@ -67,15 +67,16 @@ class History:
         padded = np.pad(tokens, (0, -len(tokens) % size)).astype(np.int32)
         rows, states, gists = self._reader.full_windows(padded)
 
-        def by_block(x):  # [n, L, window, …] -> [blocks, L, K_1, …]
-            split = x.reshape(*x.shape[:2], size // block, block, *x.shape[3:])
-            return split.swapaxes(1, 2).reshape(-1, x.shape[1], block, *x.shape[3:])[:count]
+        def flat(x):  # [n, blocks of a window, …] -> [blocks, …]
+            x = np.asarray(x)
+            return x.reshape(-1, *x.shape[2:])[:count]
 
-        split = by_block(np.asarray(states))
-        joined = split.swapaxes(0, 1).reshape(split.shape[1], len(tokens), -1)
-        made = Blocks(start // block, *(by_block(x) for x in rows), joined)
-        middle = split[:, model.base.n_layers // 2]  # [n, K_1, D]
-        return (made, gists.reshape(-1, *gists.shape[2:])[:count]), middle.mean(axis=1)
+        states = np.asarray(states).swapaxes(1, 2)  # [n, window, L + 1, D]
+        split = flat(states.reshape(len(states), -1, block, *states.shape[2:]))
+        joined = split.reshape(-1, *split.shape[2:]).swapaxes(0, 1)
+        made = Blocks(start // block, *map(flat, rows), joined)
+        middle = split[:, :, model.base.n_layers // 2]  # [n, K_1, D]
+        return (made, flat(gists)), middle.mean(axis=1)
 
     def _ingest(self, start, tokens):
         (blocks, gists), means = self._read(start, tokens)

@@ -158,6 +158,7 @@ class Scorer:
             self._kept.clear()
             for session in self._sessions.values():
                 session.assembly.forget()
+                session.shelves.clear()
             before, made, spent = self.history.tree.bytes_read, [], 0.0
             began = time.perf_counter()
             for standing in self.standings(method, tail, support):

@@ -122,7 +122,7 @@ class Assembly:
             self._keys[head] = slots.EMPTY  # should anything fail, these rows are written anew
             self._carry_out(head, plan, decoded, blocks)
             self._keys[head] = plan.keys
-            self._positions[head] = slots.positions(plan.keys, wanted[head])
+            self._positions[head] = plan.positions
             self._counts[head] = len(wanted[head])
         return Written(
             len(new.level),
@@ -132,9 +132,10 @@ class Assembly:
         )
 
     def holds(self, head: int) -> tuple[np.ndarray, np.ndarray]:
-        """Level and index of the nodes of which a head's buffer holds rows, with repeats."""
+        """Level and index of the nodes of which a head's buffer holds rows."""
         parts = slots.decode(self._keys[head][self._keys[head] != slots.EMPTY])
-        return parts.level, parts.index
+        first = parts.offset == 0
+        return parts.level[first], parts.index[first]
 
     def _wanted(self, head, layouts, decoded, before):
         layout = Layout(*(np.asarray(x)[head] for x in layouts))

@@ -22,6 +22,7 @@ class Plan(NamedTuple):
       keys: [R], what each row holds afterwards, EMPTY past the valid prefix.
       new_row: rows to be written from outside. new_key: what goes there.
       move_to, move_from: rows that are copied within the buffer.
+      positions: [R] int32, of each row's key in what was wanted (time order); 0 for empty rows.
     """
 
     keys: np.ndarray
@@ -29,6 +30,7 @@ class Plan(NamedTuple):
     new_key: np.ndarray
     move_to: np.ndarray
     move_from: np.ndarray
+    positions: np.ndarray
 
 
 def encode(
@@ -65,20 +67,21 @@ def plan(held: np.ndarray, wanted: np.ndarray) -> Plan:
     lacking = np.ones(len(wanted), bool)
     lacking[rank[stays]] = False
     arriving = wanted[lacking]
-    keys = np.where(stays, held, EMPTY)
+    keys, places = np.where(stays, held, EMPTY), np.where(stays, rank, 0)
     holes = np.flatnonzero(~stays)
     new_row = holes[: len(arriving)]
-    keys[new_row] = arriving
+    keys[new_row], places[new_row] = arriving, np.flatnonzero(lacking)
     # Rows past the prefix move into the holes that are left in it.
     empty = np.flatnonzero(keys[: len(wanted)] == EMPTY)
     beyond = len(wanted) + np.flatnonzero(keys[len(wanted) :] != EMPTY)
-    keys[empty] = keys[beyond]
-    keys[beyond] = EMPTY
+    keys[empty], places[empty] = keys[beyond], places[beyond]
+    keys[beyond], places[beyond] = EMPTY, 0
     # A new row that would be moved at once is written where it ends.
     final = np.arange(len(held))
     final[beyond] = empty
     moved = stays[beyond]
-    return Plan(keys, final[new_row], arriving, empty[moved], beyond[moved])
+    rows = final[new_row], arriving, empty[moved], beyond[moved]
+    return Plan(keys, *rows, places.astype(np.int32))
 
 
 def within(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -89,9 +92,3 @@ def within(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray
     near = np.minimum(np.searchsorted(wanted, keys, sorter=order), len(wanted) - 1)
     place = order[near]
     return wanted[place] == keys, place
-
-
-def positions(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Rank of each row's key in `wanted` (time order); 0 for empty rows: [R] int32."""
-    there, rank = within(keys, wanted)
-    return np.where(there, rank, 0).astype(np.int32)

@@ -15,7 +15,7 @@ import numpy as np
 
 from mctx.models.base import Rows
 from mctx.runtime.storeys import Disk, Memory, Pair
-from mctx.runtime.windows import Address, Found, Windows
+from mctx.runtime.windows import Address, Found, Reading, Windows
 from mctx.tree.head import StoreError
 from mctx.tree.ingest import Blocks, Reader
 from mctx.tree.store import Tree
@@ -47,10 +47,12 @@ class BlockCache:
         self._dtype = jnp.dtype(reader.model.dtype)
         self._device, self._host = Memory(device), Memory(limit)
         self._disk = Disk(disk, folder)
-        self._on_device = device > 0
+        self._on_device, self._on_host = device > 0, limit + disk > 0
         self._last_states: tuple[tuple, np.ndarray] | None = None
         self._worker: ThreadPoolExecutor | None = None
         self._coming: dict[Address, Future] = {}
+        self._lander: ThreadPoolExecutor | None = None
+        self._landing: list[tuple[Reading, Future]] = []
         # Keys that finders keep of all blocks (`mctx.runtime.finding`), for every session over it.
         self.pieces: dict[tuple, list] = {}
         self.windows_read = 0
@@ -72,6 +74,7 @@ class BlockCache:
     def lacks(self, indices: np.ndarray) -> np.ndarray:
         """Which blocks [n] are held in no storey: [n] bool."""
         storeys = self._device, self._host, self._disk
+        storeys += tuple(reading.places for reading, _ in self._landing)
         addresses = self._windows.addresses(indices)
         return np.array([not any(at in one for one in storeys) for at in addresses], bool)
 
@@ -81,15 +84,18 @@ class BlockCache:
         Each pair is [L, K_1, K, H], on the device where that storey has it.
         """
         addresses = self._windows.addresses(indices)
-        found = [self._find(address) for address in addresses]
-        missing = [i for i, pair in zip(indices, found, strict=True) if pair is None]
+        self._take_landed()
+        found = {at: self._find(at) for at in addresses}
+        missing = [i for i, at in zip(indices, addresses, strict=True) if found[at] is None]
         if missing:
-            read, windows = self._windows.read(np.array(missing, np.int64))
-            self.windows_read += windows
-            self._hold(read)
-            found = [p or self._find(at) for p, at in zip(found, addresses, strict=True)]
+            reading = self._windows.begin(np.array(missing, np.int64))
+            self.windows_read += reading.count
+            for at in found.keys() & reading.places.keys():
+                found[at] = found[at] or self._on_its_device(at, reading.pair(at))
+            if self._on_host:
+                self._land(reading)
         self._trim()
-        return dict(zip(np.asarray(indices).tolist(), found, strict=True))
+        return {i: found[at] for i, at in zip(np.asarray(indices).tolist(), addresses, strict=True)}
 
     def get(self, indices: np.ndarray) -> Rows:
         """As `fetch`, in one array for keys and one for values: [n, L, K_1, K, H].
@@ -136,7 +142,8 @@ class BlockCache:
                 self._coming[address] = future
 
     def take_up(self, wait: bool = False) -> None:
-        """Holds what has been read in the background since; of what failed, one may ask again."""
+        """Holds what has come in the background since; of what failed, one may ask again."""
+        self._take_landed(wait)
         done = {future for future in self._coming.values() if wait or future.done()}
         self._coming = {at: one for at, one in self._coming.items() if one not in done}
         for future in done:
@@ -156,12 +163,15 @@ class BlockCache:
 
     def drop(self) -> None:
         """Forgets everything."""
+        self._landing = []
         for storey in (self._device, self._host, self._disk):
             storey.clear()
         self._last_states = None
 
     def held(self) -> list[Found]:
         """What is held in memory, the least recently used first."""
+        self._take_landed(wait=True)
+        self._trim()
         host = dict(self._host.items())
         moved = {at: pair for at, pair in self._device.items() if at not in host}
         return [Found(at, *map(np.asarray, pair)) for at, pair in (moved | host).items()]
@@ -171,20 +181,42 @@ class BlockCache:
         self._hold(found)
         self._trim()
 
+    def _land(self, reading):
+        """What was read comes to the host beside what follows; who cannot wait has it at once."""
+        if not self._lander:
+            self._lander = ThreadPoolExecutor(1, thread_name_prefix="rows")
+        self._landing.append((reading, self._lander.submit(reading.found)))
+
+    def _take_landed(self, wait=False):
+        while self._landing and (wait or self._landing[0][1].done()):
+            self._hold(self._landing.pop(0)[1].result())
+
     def _find(self, address) -> Pair | None:
         pair = self._device.get(address)
         if pair is None:
             pair = self._host.get(address) or self._disk.get(address)
-            if pair is not None and self._on_device:
-                pair = jax.device_put(pair)
-                self._device.put(address, pair)
+            for reading, _ in self._landing:
+                if pair is None and address in reading.places:
+                    pair = reading.pair(address)
+            if pair is not None:
+                pair = self._on_its_device(address, pair)
+        return pair
+
+    def _on_its_device(self, address, pair):
+        """The pair, held by the device's storey from now on where there is one."""
+        if self._on_device:
+            pair = jax.device_put(pair)
+            self._device.put(address, pair)
         return pair
 
     def _hold(self, found):
-        """Copies: a view would keep alive all that was read with it."""
-        for address, k, v in found:
+        """Copies views: they would keep alive all that was read with them."""
+        for address, *pair in found:
             if address not in self._host:
-                self._host.put(address, (k.astype(self._dtype), v.astype(self._dtype)))
+                self._host.put(address, tuple(map(self._own, pair)))
+
+    def _own(self, x):
+        return x if x.flags.owndata and x.dtype == self._dtype else x.astype(self._dtype)
 
     def _trim(self):
         self._device.trim()

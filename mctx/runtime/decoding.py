@@ -9,6 +9,7 @@ tail's length are not read by anything.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -116,10 +117,8 @@ class Drawing:
         for line in self._lines:
             seeds[line.lane] = line.sampling.seed
             settings[line.lane] = reading.settings_of(line.sampling, self._kind)
-        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-        # On the device once, not at every step.
-        apart = tuple(jnp.asarray(np.array(each)) for each in zip(*settings, strict=True))
-        return Draws(keys, np.zeros(lanes, np.int32), apart, np.zeros(lanes, bool))
+        by = _by(tuple(seeds), tuple(settings))
+        return Draws(by[0], np.zeros(lanes, np.int32), by[1], np.zeros(lanes, bool))
 
     def _begin(self):
         for line in self._lines:
@@ -207,6 +206,13 @@ class Drawing:
         errors = [line.error for line in self._lines if line.error]
         if errors:
             raise errors[0]
+
+
+@functools.lru_cache(maxsize=64)
+def _by(seeds: tuple, settings: tuple) -> tuple:
+    """Keys and settings of all lanes: on the device once, not at every step nor at every text."""
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    return keys, tuple(jnp.asarray(np.array(each)) for each in zip(*settings, strict=True))
 
 
 def drawn(line: Line) -> Iterator[int]:

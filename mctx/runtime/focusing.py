@@ -28,14 +28,23 @@ from mctx.tree.store import Tree
 
 Gather = Callable[[np.ndarray, np.ndarray], np.ndarray]  # level, index -> of each node [..., W]
 
-NO_RUNS = np.zeros((0, 2), np.int64)
-
-
 class Scores(NamedTuple):
     """Nats of the best block of each node of a layout and of each node's parent: [H, n]."""
 
     own: np.ndarray
     above: np.ndarray
+
+
+class Look(NamedTuple):
+    """What the lens saw.
+
+    Attributes:
+      nodes: [H, m] keys of the candidates, rising; of a block and of its gist it is the same.
+      scores: [H, m], nats.
+    """
+
+    nodes: np.ndarray
+    scores: np.ndarray
 
 
 def prefetch(tree: Tree, layouts: Layout, before: Layout | None = None) -> None:
@@ -143,11 +152,12 @@ def lens_scores(
     layouts: Layout,
     shelf: Shelf,
     found: Gather,
-    query: np.ndarray,
+    query: jax.Array,
     blocks: int,
+    dead: np.ndarray,
     heads: np.ndarray,
-    dead: np.ndarray = NO_RUNS,
-) -> Scores:
+    last: Look | None = None,
+) -> tuple[Scores, Look]:
     """LensNet over the nodes of every layout and their parents, each looked at once.
 
     As in training, candidates are the gists that cover none of the recent blocks, and no node is
@@ -158,21 +168,35 @@ def lens_scores(
       layouts: [H, n], on the host.
       shelf: of gists. found: what the lens's finders say of nodes (`finding.found_by`).
       query: [L + 1, Q, D].
-      heads: [H], the adapters to use.
       dead: runs of dead blocks [r, 2]; what covers no others is no candidate.
+      heads: [H], the adapters to use.
+      last: what was seen with the same query, history and heads. Layouts that differ in which
+        blocks are tokens have the same candidates: nothing is looked at again.
     """
     level, index = np.asarray(layouts.level), np.asarray(layouts.index)
-    up, where = _distinct_parents(cfg, layouts, blocks)
+    n, (up, where) = level.shape[1], _distinct_parents(cfg, layouts, blocks)
     level = np.concatenate([level, up[0]], axis=1)
     index = np.concatenate([index, up[1]], axis=1)
+    keys = np.maximum(level, 1).astype(np.int64) << LEVEL_SHIFT | index
+    order = np.argsort(keys, axis=1)
+    keys = np.take_along_axis(keys, order, axis=1)
+    if last is None or not np.array_equal(keys, last.nodes):
+        seen = _seen(model, params, cfg, level, index, shelf, found, query, blocks, dead, heads)
+        last = Look(keys, np.take_along_axis(seen, order, axis=1))
+    scores = np.empty(level.shape, np.float32)
+    np.put_along_axis(scores, order, last.scores, axis=1)
+    return Scores(scores[:, :n], np.take_along_axis(scores, where, axis=1)), last
+
+
+def _seen(model, params, cfg, level, index, shelf, found, query, blocks, dead, heads):
+    """The lens's scores of some nodes, on the host: [H, m]."""
     end = (index + 1) * cfg.spans[level]
     live = live_within(dead, end - cfg.spans[level], end) > 0
     valid = (index >= 0) & (end <= blocks - cfg.recent) & live
     places, distance = shelf.places(level, index), np.maximum(blocks - end, 0)
     facts = np.stack([places, np.maximum(level, 1), distance, valid]).astype(np.int32)
-    nodes = shelf.table, facts, found(level, index), where.astype(np.int32)
-    of = model, params["lensnet"], query, *nodes, heads.astype(np.int32)
-    return Scores(*jax.device_get(_apply_lens(*of)))
+    nodes = shelf.table, facts, found(level, index), heads.astype(np.int32)
+    return np.asarray(_apply_lens(model, params["lensnet"], query, *nodes))
 
 
 def most_parents(cfg: FocusConfig, nodes: int) -> int:
@@ -209,18 +233,14 @@ def _distinct_parents(cfg, layouts, blocks):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply_lens(model, lensnet, query, table, facts, found, above, heads):
-    """Scores of nodes and of those above: [2, H, n], one array to be fetched.
-
-    `facts`, int32 [4, H, m]: the row of `table`, level, distance and validity, in one transfer.
-    """
+def _apply_lens(model, lensnet, query, table, facts, found, heads):
+    """Scores of nodes [H, m]; `facts`, int32 [4, H, m]: the row of `table`, level, distance and
+    validity, in one transfer."""
     places, level, distance, valid = facts
     nodes = Nodes(table[places], level, distance, valid > 0, found)
     states = jnp.broadcast_to(query[:, None], (query.shape[0], len(heads), *query.shape[1:]))
     logs = model.lensnet.apply({"params": lensnet}, states, nodes, heads[:, None])
-    scores = jnp.where(nodes.valid, utility(logs[:, 0]), 0.0)
-    own = scores[:, : above.shape[1]]
-    return jnp.stack([own, jnp.take_along_axis(scores, above, axis=1)])
+    return jnp.where(nodes.valid, utility(logs[:, 0]), 0.0)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -107,6 +107,7 @@ class Session:
         self.storing = Storing(self.tree.own, self.config.unstored)
         self.prefetched: Layout | None = None
         self.shelves: dict[FocusConfig, Shelf] = {}
+        self.looks: dict[tuple, tuple] = {}
         self.refocuses = 0
         self._owed = self._behind = False
         self._drawing: decoding.Line | None = None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
+from mctx.models.base import Rows
 from mctx.tree.documents import last_live, windows_of
 from mctx.tree.ingest import Reader
 from mctx.tree.store import Tree
@@ -21,6 +23,31 @@ class Found(NamedTuple):
     v: np.ndarray
 
 
+class Reading:
+    """Windows that are being read.
+
+    Attributes:
+      count: how many. places: by the addresses of their blocks, the window and the block in it.
+    """
+
+    def __init__(self, rows: Rows, places: dict[Address, tuple[int, int]], count: int):
+        self._rows, self.places, self.count = rows, places, count
+
+    def pair(self, address: Address) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of one block, [L, K_1, K, H] each, on the device."""
+        window, block = self.places[address]
+        pieces = list(zip(*(x.pieces for x in self._rows), strict=True))
+        while window >= len(pieces[0][0]):
+            window -= len(pieces.pop(0)[0])
+        return _of_place(*pieces[0], np.int32(window), np.int32(block))
+
+    def found(self) -> list[Found]:
+        """All blocks, on the host, in arrays of their own: a view would keep alive all that was
+        read with it."""
+        k, v = (np.asarray(x) for x in self._rows)
+        return [Found(at, k[where].copy(), v[where].copy()) for at, where in self.places.items()]
+
+
 class Windows:
     """The windows of one tree. Safe to read from a second thread while the tree is written."""
 
@@ -34,21 +61,23 @@ class Windows:
         return [tuple(row) for row in self._tree.addresses(0, tokens).tolist()]
 
     def read(self, blocks: np.ndarray) -> tuple[list[Found], int]:
-        """Every block of the windows in which `blocks` [n] lie, and how many windows these are.
+        """Every block of the windows in which `blocks` [n] lie, and how many windows these are."""
+        reading = self.begin(blocks)
+        return reading.found(), reading.count
 
-        All windows are read in one batch. What is replaced meanwhile is left out.
-        """
+    def begin(self, blocks: np.ndarray) -> Reading:
+        """As `read`, and waits for nothing. All windows are read in one batch; what is replaced
+        meanwhile is left out."""
         start, stop, _ = self._places(blocks)
         before = [self.addresses(np.arange(*ends)) for ends in self._ends(start, stop)]
         tokens = self._tokens(start, stop)
         rows, _, _ = self._reader.full_windows(tokens.reshape(-1))
-        found = []
+        places = {}
         for i, ends in enumerate(self._ends(start, stop)):
-            k, v = (_by_block(x[i], self._block) for x in rows)
             now = self.addresses(np.arange(*ends))
             if now == before[i]:
-                found += map(Found, now, k, v)
-        return found, len(tokens)
+                places |= {at: (i, block) for block, at in enumerate(now)}
+        return Reading(rows, places, len(tokens))
 
     def states(self, blocks: int, want: int) -> np.ndarray:
         """Window states of the last `want` live tokens before a block's border: [L + 1, want, D].
@@ -89,6 +118,6 @@ class Windows:
         return tokens.reshape(len(start), self._size)
 
 
-def _by_block(rows: np.ndarray, block: int) -> np.ndarray:
-    """[L, window, K, H] -> [window / K_1, L, K_1, K, H]."""
-    return rows.reshape(len(rows), -1, block, *rows.shape[2:]).swapaxes(0, 1)
+@jax.jit
+def _of_place(k: jax.Array, v: jax.Array, window, block) -> tuple[jax.Array, jax.Array]:
+    return k[window, block], v[window, block]

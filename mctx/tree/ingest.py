@@ -10,7 +10,7 @@ up to its end (design: law 8).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -29,11 +29,20 @@ BATCH = 4  # windows, and groups of siblings, per call of fixed shape
 
 
 class Later:
-    """An array that stays on the device until NumPy asks for it: states are the most that reading
-    a window makes, and few who read windows want them."""
+    """An array that is on the device, perhaps still in the making, until NumPy asks for it.
 
-    def __init__(self, made: Callable[[], np.ndarray]):
-        self._made = made
+    Attributes:
+      pieces: what it is joined of, on the device, if anything.
+    """
+
+    def __init__(self, made: Callable[[], np.ndarray], pieces: Sequence[jax.Array] = ()):
+        self._made, self.pieces = made, pieces
+
+    @classmethod
+    def of(cls, pieces: Sequence[jax.Array]) -> Later:
+        """Of pieces that are joined along their first axis."""
+        one = len(pieces) == 1
+        return cls(lambda: np.asarray(pieces[0]) if one else np.concatenate(pieces), pieces)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.asarray(self._made(), dtype)
@@ -44,7 +53,7 @@ class Blocks(NamedTuple):
 
     Attributes:
       first: index of the first block.
-      k, v: [n, L, K_1, K, H] keys (unrotated) and values.
+      k, v: [n, L, K_1, K, H] keys (unrotated) and values, in the base's own type.
       states: [L + 1, n·K_1, D], on the device or `Later`.
     """
 
@@ -80,20 +89,28 @@ class Reader:
         self._grow = jax.jit(functools.partial(_read_more, model), donate_argnums=3)
         self._pool = jax.jit(functools.partial(_ascend, model), static_argnums=1)
 
-    def full_windows(self, tokens: np.ndarray) -> tuple[Rows, Later, np.ndarray]:
-        """Whole windows: [n·window] -> rows [n, L, window, …], in the base's own type, and LOD1
-        gists, on the host; states [n, L + 1, window, D], `Later`."""
-        windows = tokens.reshape(-1, self.model.window)
-        outs, states = [], []
+    def full_windows(self, tokens: np.ndarray) -> tuple[Rows, Later, Later]:
+        """Whole windows, of which nothing is waited for: rows and gists are on their way to the
+        host; states, the most that reading a window makes, stay until somebody wants them.
+
+        Args:
+          tokens: [n·window].
+
+        Returns:
+          Rows [n, blocks, L, K_1, K, H] in the base's own type, states [n, L + 1, window, D],
+          LOD1 gists [n, blocks, slots, W]: arrays `Later`.
+        """
+        windows, made = tokens.reshape(-1, self.model.window), []
         while len(windows):  # in batches, and what is left one by one
             size = BATCH if len(windows) >= BATCH else 1
             piece, windows = windows[:size], windows[size:]
             self.operations.add(("full", size), 1, _read_full, (self.model,), self.params, piece)
-            rows, some, gists = self._full(self.params, piece)
-            outs.append(jax.device_get((rows, gists)))
-            states.append(some)
-        rows, gists = jax.tree.map(lambda *xs: np.concatenate(xs), *outs)
-        return rows, Later(lambda: np.concatenate(states)), gists
+            (k, v), states, gists = self._full(self.params, piece)
+            for each in (gists, k, v):
+                each.copy_to_host_async()
+            made.append((k, v, states, gists))
+        k, v, states, gists = map(Later.of, zip(*made, strict=True))
+        return Rows(k, v), states, gists
 
     def empty_window(self) -> Rows:
         """On the device, [L, window, K, H]: for the rows of a window that grows."""
@@ -110,7 +127,7 @@ class Reader:
 
         Returns:
           The window's rows, on the device, and what was added: on the host rows
-          [L, n·K_1, K, H] and gists [n, slots, W], on the device states [L + 1, n·K_1, D].
+          [n, L, K_1, K, H] and gists [n, slots, W], on the device states [L + 1, n·K_1, D].
         """
         args = self.params, self.prefix, tokens, before, np.int32(length)
         self.operations.add(("grow", len(tokens)), 1, _read_more, (self.model,), *args)
@@ -133,8 +150,10 @@ class Reader:
 def _read_full(model, params, windows):
     rows, states = read_windows(model, params, windows)
     gists = model.gistnet.apply({"params": params["gistnet"]}, states, method="blocks")
-    by_window = Rows(*(jnp.swapaxes(x, 0, 1) for x in rows))
-    return by_window, jnp.swapaxes(states, 0, 1).astype(jnp.float32), gists.astype(jnp.float32)
+    n, block = len(windows), model.gist.block
+    rows = Rows(*(_by_block(x, block) for x in rows))
+    rows = Rows(*(x.reshape(n, -1, *x.shape[1:]) for x in rows))  # here, where copies are fast
+    return rows, jnp.swapaxes(states, 0, 1).astype(jnp.float32), gists.astype(jnp.float32)
 
 
 def _read_more(model, params, prefix, tokens, before, length):
@@ -155,7 +174,20 @@ def _read_more(model, params, prefix, tokens, before, length):
             for old, new in zip(before, rows, strict=True)
         )
     )
-    return window, (rows, out.states[:, 0].astype(jnp.float32), gists[0].astype(jnp.float32))
+    own = Rows(*(_by_block(x, model.gist.block) for x in out.rows))
+    return window, (own, out.states[:, 0].astype(jnp.float32), gists[0].astype(jnp.float32))
+
+
+def _by_block(x, block):
+    """[L, n, T, K, H] -> [n·blocks, L, K_1, K, H]."""
+    split = x.reshape(len(x), -1, block, *x.shape[3:])
+    return jnp.swapaxes(split, 0, 1)
+
+
+def _joined_blocks(x):
+    """Of windows [n, blocks, …], on the host: [n·blocks, …]."""
+    x = np.asarray(x)
+    return x.reshape(-1, *x.shape[2:])
 
 
 def _joined(states):
@@ -198,41 +230,44 @@ class Ingest:
         text needs no more memory than a short one.
         """
         self.waiting = np.concatenate([self.waiting, np.asarray(tokens, np.int32)])
-        block, size = self.reader.model.gist.block, self.reader.model.window
+        block, begun = self.reader.model.gist.block, self._begin()
         while len(self.waiting) >= block:
-            whole = min(len(self.waiting) // size, BATCH)
-            at_border = self._open_length == 0 and whole
-            stop = whole * size if at_border else len(self._next(self.waiting))
-            take = self._take_windows if at_border else self._take_blocks
-            made = take(self.waiting[:stop])
-            self.waiting = self.waiting[stop:]
-            yield made
+            made = self._take_windows(*begun) if begun else self._take_blocks()
+            begun = self._begin()  # read while the rows of those before come to the host
+            yield made()
 
-    def _take_windows(self, tokens):
-        rows, states, gists = self.reader.full_windows(tokens)
-        first = self._append(tokens, gists.reshape(-1, *gists.shape[2:]))
-        return Blocks(first, *(self._by_block(x) for x in rows), Later(lambda: _joined(states)))
+    def _begin(self):
+        """What the base makes of the windows with which the waiting text begins, if it does so at a
+        window's border: their tokens and `Reader.full_windows` of them."""
+        size = self.reader.model.window
+        whole = min(len(self.waiting) // size, BATCH)
+        if self._open_length or not whole:
+            return None
+        tokens = self.waiting[: whole * size]
+        return tokens, self.reader.full_windows(tokens)
 
-    def _by_block(self, x):  # [n, L, window, K, H] -> [n·blocks, L, K_1, K, H]
-        n, layers, size = x.shape[:3]  # a window, or what it grew by
-        block = self.reader.model.gist.block
-        split = x.reshape(n, layers, size // block, block, *x.shape[3:])
-        return split.swapaxes(1, 2).reshape(-1, layers, block, *x.shape[3:])
+    def _take_windows(self, tokens, made):
+        rows, states, gists = made
+        first = self._append(tokens, _joined_blocks(gists))
+        self.waiting = self.waiting[len(tokens) :]
+        states = Later(functools.partial(_joined, states))
+        return lambda: Blocks(first, *map(_joined_blocks, rows), states)
 
     def _next(self, tokens):
         """The tokens by which the open window grows next."""
         room = min(len(tokens), self.reader.model.window - self._open_length)
         return tokens[: self._stride if self._stride <= room else self.reader.model.gist.block]
 
-    def _take_blocks(self, tokens):
-        before = self._open_length
+    def _take_blocks(self):
+        tokens, before = self._next(self.waiting), self._open_length
         rows, states, gists = self._read_open(tokens)
         try:
             first = self._append(tokens, gists)
         except BaseException:  # they still wait, and will be read again in the same place
             self._open_length = before
             raise
-        return Blocks(first, *(self._by_block(x[None]) for x in rows), states)
+        self.waiting = self.waiting[len(tokens) :]
+        return lambda: Blocks(first, *rows, states)
 
     def _read_open(self, tokens):
         """Reads more of the open window and keeps its rows for what follows."""

@@ -38,15 +38,13 @@ def test_valid_rows_stay_a_prefix_and_only_new_ones_are_written(history):
         np.testing.assert_array_equal(rows[: len(wanted)], prefix)
 
 
-@given(WANTED, st.randoms(use_true_random=False))
-def test_positions_are_the_order_in_time(wanted, random):
-    keys = list(wanted) + [buffer.EMPTY] * (ROWS - len(wanted))
-    random.shuffle(keys)
-    keys = np.array(keys, np.int64)
-    place = buffer.positions(keys, wanted)
-    filled = keys != buffer.EMPTY
-    np.testing.assert_array_equal(wanted[place[filled]], keys[filled])
-    assert not place[~filled].any()
+@given(WANTED, WANTED)
+def test_positions_are_the_order_in_time(before, wanted):
+    held = buffer.plan(np.full(ROWS, buffer.EMPTY, np.int64), before).keys
+    plan = buffer.plan(held, wanted)
+    filled = plan.keys != buffer.EMPTY
+    np.testing.assert_array_equal(wanted[plan.positions[filled]], plan.keys[filled])
+    assert not plan.positions[~filled].any()
 
 
 @given(st.integers(0, 15), st.integers(0, 2**31 - 1), st.integers(0, 1023), st.integers(0, 1))

@@ -37,7 +37,7 @@ class Reader:
         self.windows += len(windows)
         ends = range(BLOCK, WINDOW + 1, BLOCK)
         gists = np.array([[checksum(window[:end]) for end in ends] for window in windows])
-        rows = np.zeros((len(windows), 1, WINDOW, 1, 1), np.float32)
+        rows = np.zeros((len(windows), WINDOW // BLOCK, 1, BLOCK, 1, 1), np.float32)
         return (rows, rows), np.zeros((len(windows), 2, WINDOW, 1), np.float32), gists
 
     def empty_window(self):
@@ -46,7 +46,7 @@ class Reader:
     def grow(self, tokens, before, length):
         seen = np.concatenate([before[:length], tokens])
         ends = range(length + BLOCK, len(seen) + 1, BLOCK)
-        rows = np.zeros((1, len(tokens), 1, 1), np.float32)
+        rows = np.zeros((len(tokens) // BLOCK, 1, BLOCK, 1, 1), np.float32)
         states = np.zeros((2, len(tokens), 1), np.float32)
         return seen, (rows, rows), states, np.array([checksum(seen[:end]) for end in ends])
 

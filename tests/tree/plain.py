@@ -32,7 +32,9 @@ class PlainReader:
         windows = np.asarray(tokens).reshape(-1, self.model.window)
         self.windows += len(windows)
         base, n = self.model.base, len(windows)
-        rows = np.zeros((n, base.n_layers, self.model.window, base.n_kv_heads, base.head_dim))
+        block = self.model.gist.block
+        shape = n, self.model.window // block, base.n_layers, block, base.n_kv_heads, base.head_dim
+        rows = np.zeros(shape)
         states = np.zeros((n, base.n_layers + 1, self.model.window, base.d_model))
         return Rows(rows, rows), states, self._gists(windows)
 
@@ -48,7 +50,8 @@ class PlainReader:
         stop = length + len(tokens)
         k[0, length:stop, 0, 0] = tokens
         gists = self._gists(k[None, 0, :stop, 0, 0].astype(int))[0]
-        rows = Rows(*(x[:, length:stop] for x in (k, before.v)))
+        blocks = len(k), -1, self.model.gist.block, *k.shape[2:]
+        rows = Rows(*(x[:, length:stop].reshape(blocks).swapaxes(0, 1) for x in (k, before.v)))
         states = np.zeros((k.shape[0] + 1, len(tokens), self.model.base.d_model))
         return Rows(k, before.v), rows, states, gists[length // self.model.gist.block :]
 
