@@ -17,7 +17,6 @@ from mctx.models.finder import nothing_found
 from mctx.models.lensnet import Nodes, utility
 from mctx.models.wrapped import read
 from mctx.opened import open_checkpoint
-from mctx.runtime import focusing
 from mctx.runtime.assembly import trained_rows
 from mctx.runtime.finding import Finding
 from mctx.tree.ingest import Reader
@@ -72,7 +71,7 @@ def found(scorer: Scorer, query: np.ndarray, blocks: np.ndarray) -> np.ndarray:
         return nothing_found(scorer.model, (1, len(blocks)))
     of = scorer.model, scorer.params, scorer.history.tree, scorer.history.cache
     finding = Finding(*of, PROTOCOL.recent, len(blocks))
-    gather = finding.look(query, len(blocks), focusing.NO_RUNS)
+    gather = finding.look(query, len(blocks), np.zeros((0, 2), np.int64))  # none is dead
     return gather(np.ones_like(blocks), blocks)[None]
 
 
