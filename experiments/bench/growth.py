@@ -74,6 +74,7 @@ def _session(subject: Subject, length: int, weights: int) -> dict:
     sizes, before = subject.sizes, on_device()
     session = subject.session(subject.history(length))
     session.generate(tokens=sizes.tokens)
+    session.cache.take_up(wait=True)  # rows of windows just read lie there until they are here
     held = on_device() - before
     times = [
         seconds(lambda: session.generate(tokens=sizes.tokens)) / sizes.tokens

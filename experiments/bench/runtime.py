@@ -52,6 +52,7 @@ def token(subject: Subject, args: argparse.Namespace) -> list[dict]:
         before = on_device()
         made.append(subject.session(subject.history(length)))
         made[-1].generate(tokens=sizes.tokens)
+        made[-1].cache.take_up(wait=True)  # rows of windows just read lie there until they are here
         held.append(on_device() - before)
     made, held = made[1:], held[1:]
     times = np.array(

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from mctx.models import flash_decode
 from mctx.sharding import batch_axes, batch_ways
 
-NEGATIVE = -0.7 * float(jnp.finfo(jnp.float32).max)
+NEGATIVE = flash_decode.HIDDEN
 SPLASH_BLOCK = 128  # the kernel takes lengths that are a multiple of it
 CUDNN_ROWS = 8
 
@@ -53,10 +54,41 @@ def attention(
     return _xla(q, (*behind, (k, v)), bias, causal)
 
 
+def attention_behind(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    parts: Sequence[tuple[jax.Array, jax.Array]],
+    layer: jax.Array,
+    bias: jax.Array | None,
+) -> jax.Array:
+    """`attention` of entries behind the rows of stacked layers, of which it reads one.
+
+    Args:
+      q: [B, T, N, H]. k, v: the entries' own, [B, T, K, H].
+      parts: keys and values before them, each [L, B or 1, S_i, K, H].
+      layer: [], which of L.
+      bias: [B, S], the parts first.
+    """
+    if parts and _reads_one(q, k, bias):
+        own = k[None], v[None]
+        return flash_decode.attend(q[:, 0], (*parts, own), bias, layer)[:, None]
+    behind = [tuple(x[layer] for x in part) for part in parts]
+    return attention(q, k, v, behind=behind, bias=bias)
+
+
+def _reads_one(q, k, bias) -> bool:
+    """Whether the kernel for one query a batch row takes these."""
+    plain = q.shape[1] == 1 and bias is not None and q.dtype == jnp.bfloat16
+    apart = not jax.sharding.get_abstract_mesh().shape  # XLA cannot split the kernel
+    shape = flash_decode.fits(q.shape[2], k.shape[2], q.shape[3])
+    return platform() == "gpu" and plain and apart and shape
+
+
 def _best(q, k, bias, causal) -> str:
     """The fused kernels take the plain causal square; everything else is XLA's."""
     plain = bias is None and causal and q.shape[1] == k.shape[1]
-    backend = _platform()
+    backend = platform()
     if backend == "gpu" and plain and q.dtype == jnp.bfloat16:  # cuDNN takes no float32
         return "cudnn"
     whole = q.shape[0] % batch_ways(jax.sharding.get_abstract_mesh()) == 0
@@ -65,7 +97,7 @@ def _best(q, k, bias, causal) -> str:
     return "xla"
 
 
-def _platform() -> str:
+def platform() -> str:
     """Of the mesh in whose context this is traced (it may be of another machine), else here."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device is not None else jax.default_backend()
@@ -134,7 +166,7 @@ def _splash(q, k, v):
     """TPU's block-sparse kernel; off a TPU it runs interpreted, for parity tests only."""
     groups, length = q.shape[2] // k.shape[2], q.shape[1]
     pad = -length % SPLASH_BLOCK  # behind the last query, where nothing looks
-    kernel = _splash_kernel(length + pad, q.shape[2], _platform() != "tpu")
+    kernel = _splash_kernel(length + pad, q.shape[2], platform() != "tpu")
     scale = q.shape[-1] ** -0.5
     heads_first = [jnp.swapaxes(x, 1, 2) for x in (q * scale, k, v)]  # [B, N, T, H]
     heads_first[1:] = [jnp.repeat(x, groups, axis=1) for x in heads_first[1:]]

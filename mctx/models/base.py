@@ -8,6 +8,7 @@ from their own ingest windows (design: law 8). Keys leave and enter unrotated.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mctx.models import rope
-from mctx.models.attention import NEGATIVE, attention
+from mctx.models.attention import NEGATIVE, attention_behind, platform
+
+
+SINGLE = 8  # rows of a matrix product on a GPU that has one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +115,20 @@ class RMSNorm(nn.Module):
         return (x32 * scale).astype(x.dtype)
 
 
+def matrix_product(x: jax.Array, kernel: jax.Array, dimensions, **kwargs) -> jax.Array:
+    """`jax.lax.dot_general`, which on a GPU stays a matrix product where x is a single entry.
+
+    XLA makes a small matrix times one vector an elementwise product, written out and then summed:
+    on an H200 five times as long as it takes to read the matrix. Of equal rows that it cannot know
+    to be equal it makes no such thing.
+    """
+    rows = x.size // math.prod(x.shape[axis] for axis in dimensions[0][0])
+    if rows > 1 or platform() != "gpu":
+        return jax.lax.dot_general(x, kernel, dimensions, **kwargs)
+    same = jax.lax.optimization_barrier(jnp.broadcast_to(x, (SINGLE, *x.shape[1:])))
+    return jax.lax.dot_general(same, kernel, dimensions, **kwargs)[:1]
+
+
 def low_rank(module: nn.Module, name: str, x: jax.Array, out: jax.Array) -> jax.Array:
     """`out`, of projection `name` of x, with what a LoRA grafted beside it adds, if there is one.
 
@@ -126,12 +144,16 @@ class Attention(nn.Module):
     config: BaseConfig
 
     @nn.compact
-    def __call__(self, x, positions, bias, context, has_rope):
+    def __call__(self, x, positions, bias, context, has_rope, layer):
         c = self.config
 
         def project(name, heads):
             dense = nn.DenseGeneral(
-                (heads, c.head_dim), use_bias=c.qkv_bias, dtype=x.dtype, name=name
+                (heads, c.head_dim),
+                use_bias=c.qkv_bias,
+                dtype=x.dtype,
+                dot_general=matrix_product,
+                name=name,
             )
             return low_rank(self, name, x, dense(x))
 
@@ -141,9 +163,9 @@ class Attention(nn.Module):
         if c.qk_norm:
             q = RMSNorm(c.norm_eps, name="q_norm")(q)
             k = RMSNorm(c.norm_eps, name="k_norm")(k)
-        own, key_positions, behind = Rows(k, v), positions, ()
+        own, key_positions, parts = Rows(k, v), positions, ()
         if isinstance(context, Ready):
-            behind = [(rows.k.astype(k.dtype), rows.v.astype(v.dtype)) for rows in context.parts]
+            parts = [(rows.k.astype(k.dtype), rows.v.astype(v.dtype)) for rows in context.parts]
         elif context is not None:
             k = jnp.concatenate([context.rows.k.astype(k.dtype), k], axis=1)  # [B, S, K, H]
             v = jnp.concatenate([context.rows.v.astype(v.dtype), v], axis=1)
@@ -152,8 +174,15 @@ class Attention(nn.Module):
         # A layer without RoPE turns by no angle: the case is a value, the path the same.
         q = rope.rotate(q, positions * has_rope, freqs)
         k = rope.rotate(k, key_positions * has_rope, freqs)
-        seen = attention(q, k, v, behind=behind, bias=bias)
-        dense = nn.DenseGeneral(c.d_model, axis=(-2, -1), use_bias=False, dtype=x.dtype, name="o")
+        seen = attention_behind(q, k, v, parts, layer, bias)
+        dense = nn.DenseGeneral(
+            c.d_model,
+            axis=(-2, -1),
+            use_bias=False,
+            dtype=x.dtype,
+            dot_general=matrix_product,
+            name="o",
+        )
         return low_rank(self, "o", seen, dense(seen)), own
 
 
@@ -163,7 +192,8 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x):
         def project(name, width, x):
-            dense = nn.Dense(width, use_bias=False, dtype=x.dtype, name=name)
+            kinds = dict(dtype=x.dtype, dot_general=matrix_product)
+            dense = nn.Dense(width, use_bias=False, name=name, **kinds)
             return low_rank(self, name, x, dense(x))
 
         gate = project("gate", self.config.d_ff, x)
@@ -172,21 +202,21 @@ class Mlp(nn.Module):
 
 
 class Layer(nn.Module):
-    """One decoder layer in the shape `nn.scan` wants: carry, then (rows, state before it)."""
+    """One decoder layer in the shape `nn.scan` wants: carry, then (rows, state before it).
+
+    Rows of a `Context` come a layer at a time; those of a `Ready` one whole, and are read in place.
+    """
 
     config: BaseConfig
     collect: bool
 
     @nn.compact
-    def __call__(self, x, context_rows, has_rope, positions, bias, context_positions):
+    def __call__(self, x, context_rows, has_rope, layer, positions, bias, context):
         eps = self.config.norm_eps
-        context = None
-        if context_positions is not None:
-            context = Context(context_rows, context_positions, bias)
-        elif context_rows is not None:
-            context = Ready(context_rows, bias)
+        if context_rows is not None:
+            context = context._replace(rows=context_rows)
         attended, rows = Attention(self.config, name="attn")(
-            RMSNorm(eps, name="attn_norm")(x), positions, bias, context, has_rope
+            RMSNorm(eps, name="attn_norm")(x), positions, bias, context, has_rope, layer
         )
         y = x + attended
         y = y + Mlp(self.config, name="mlp")(RMSNorm(eps, name="mlp_norm")(y))
@@ -227,17 +257,21 @@ class Base(nn.Module):
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=c.n_layers,
+            check_constancy_invariants=False,  # it would trace every layer twice to find none
+            # A loop on a GPU copies what each round reads: a third of the time of one entry.
+            unroll=c.n_layers if x.shape[1] == 1 and platform() == "gpu" else 1,
         )
-        behind = context.parts if isinstance(context, Ready) else getattr(context, "rows", None)
+        by_layer = context.rows if isinstance(context, Context) else None
         x, (rows, states) = scanned(c, collect, name="layers")(
             x,
-            behind,
+            by_layer,
             _rope_layers(c, positions.dtype),
+            jnp.arange(c.n_layers),
             positions,
             bias,
-            getattr(context, "positions", None),
+            context if by_layer is None else context._replace(rows=None),
         )
         if collect:
             states = jnp.concatenate([states, x[None]], axis=0)  # [L + 1, B, T, D]

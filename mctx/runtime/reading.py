@@ -48,26 +48,30 @@ def extend(
     Returns:
       The longer tail, and [C]: NLL of each token given all before it, padding included.
     """
-    before = tail.last
-    tail, merged = _extended(model, learned, params, buffer, tail, tokens, count, prefix_bias)
-    known = jnp.concatenate([before[None], merged[:-1].astype(jnp.float32)])
-    return tail, _nll(params, known, tokens)
+    before, one = tail.last, buffer._replace(count=buffer.count[None])
+    behind = one, _as_lane(tail), tokens[None], count[None]
+    tails, merged = _extended(model, learned, params, *behind, prefix_bias)
+    known = jnp.concatenate([before[None], merged[0, :-1].astype(jnp.float32)])
+    return _by_field(jnp.squeeze, tails), _nll(params, known, tokens)
 
 
-def _extended(model, learned, params, buffer, tail, tokens, count, prefix_bias):
-    """The tail with tokens [C] read behind it, and their merged hidden states [C, D]."""
-    hidden, rows = _read_behind(model, params, buffer, tail, tokens, prefix_bias)
-    merged = _merge(model, learned, params, hidden, tail.gate)  # [C, D]
-    own = jnp.arange(tokens.shape[0])
-    where = jnp.where(own < count, tail.length + own, tail.rows.k.shape[2])  # padding is dropped
-    kept = TailRows(
-        *(
-            old.at[:, :, where].set(new.astype(old.dtype), mode="drop")
-            for old, new in zip(tail.rows, rows, strict=True)
-        )
-    )
-    last = jnp.where(count > 0, merged[count - 1].astype(jnp.float32), tail.last)
-    return Tail(kept, tail.length + count, last, tail.heads, tail.gate), merged
+def _extended(model, learned, params, buffer, tails, tokens, counts, prefix_bias):
+    """The tails of S lanes with tokens [S, C] read behind them, of which the first `counts` [S]
+    are real; and all of their merged hidden states [S, C, D]."""
+    hidden, rows = _read_behind(model, params, buffer, tails, tokens, prefix_bias)
+    merged = _merge(model, learned, params, hidden, tails.gate)
+    own = jnp.arange(tokens.shape[1])
+    room = tails.rows.k.shape[3]  # what is put there is dropped, and padding is
+    where = jnp.where(own < counts[:, None], tails.length[:, None] + own, room)  # [S, C]
+
+    def put(old, new, where):  # [L, k, T, K, h], [L, k, C, K, h]
+        return old.at[:, :, where].set(new.astype(old.dtype), mode="drop")
+
+    put = jax.vmap(put, in_axes=(1, 1, 0), out_axes=1)
+    kept = TailRows(*(put(*pair, where) for pair in zip(tails.rows, rows, strict=True)))
+    newest = jnp.take_along_axis(merged, counts[:, None, None] - 1, axis=1, mode="clip")[:, 0]
+    last = jnp.where(counts[:, None] > 0, newest.astype(jnp.float32), tails.last)
+    return Tail(kept, tails.length + counts, last, tails.heads, tails.gate), merged
 
 
 class Draws(NamedTuple):
@@ -103,14 +107,14 @@ SIDE_BY_SIDE = Tail(rows=1, length=0, last=0, heads=0, gate=0)  # where each fie
 @jax.jit
 def side_by_side(tails: list[Tail]) -> Tail:
     """Tails of several lanes in one: rows [L, S, k, T, K, h], the rest [S, …]."""
-    return _by_field(lambda axis, *xs: jnp.stack(xs, axis), *tails)
+    return _by_field(lambda *xs: jnp.stack(xs[:-1], xs[-1]), *tails)
 
 
 @jax.jit
 def tail_of(tails: Tail, lane) -> Tail:
     """One lane's tail, in arrays of its own."""
 
-    def one(axis, x):
+    def one(x, axis):
         return jax.lax.dynamic_index_in_dim(x, lane, axis, keepdims=False)
 
     return _by_field(one, tails)
@@ -120,16 +124,23 @@ def tail_of(tails: Tail, lane) -> Tail:
 def with_tail(tails: Tail, lane, tail: Tail) -> Tail:
     """`tails` with another of one lane."""
 
-    def put(axis, x, new):
+    def put(x, new, axis):
         return jax.lax.dynamic_update_index_in_dim(x, new, lane, axis)
 
     return _by_field(put, tails, tail)
 
 
+def _as_lane(tail: Tail) -> Tail:
+    """The tail of the only lane."""
+    return _by_field(jnp.expand_dims, tail)
+
+
 def _by_field(of, *tails):
-    """`of(axis of the lanes, *arrays)` of every array in some tails."""
+    """`of(*arrays, axis of the lanes)` of every array in some tails."""
     fields = zip(SIDE_BY_SIDE, *tails, strict=True)
-    return Tail(*(jax.tree.map(functools.partial(of, axis), *parts) for axis, *parts in fields))
+    return Tail(
+        *(jax.tree.map(lambda *xs, axis=axis: of(*xs, axis), *parts) for axis, *parts in fields)
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
@@ -152,19 +163,17 @@ def say(
       rows: the tails', which are used up; `tails` comes without them, and stays.
       kind: `Sampling.kind`, of all.
     """
-    lanes = len(draws.active)
 
-    def one(rows, count, tail, key, number, settings, active):
+    def one(last, key, number, settings):
         # In the model's own type: else the head would be converted at every step.
-        scores = logits(params["base"], tail.last.astype(model.dtype))
+        scores = logits(params["base"], last.astype(model.dtype))
         token = draw(kind, jax.random.fold_in(key, number), scores, *settings).astype(jnp.int32)
-        behind = Buffer(buffer.prefix, rows, count), tail, token[None], active.astype(jnp.int32)
-        tail, _ = _extended(model, learned, params, *behind, prefix_bias)
-        return tail, Said(token, jax.nn.logsumexp(scores) - scores[token], tail.last)
+        return token, jax.nn.logsumexp(scores) - scores[token]
 
-    apart = Rows(*(x.reshape(len(x), lanes, -1, *x.shape[2:]) for x in buffer.rows))
-    each = jax.vmap(one, in_axes=(1, 0, SIDE_BY_SIDE, 0, 0, 0, 0), out_axes=(SIDE_BY_SIDE, 0))
-    return each(apart, buffer.count, tails._replace(rows=rows), *draws)
+    token, nll = jax.vmap(one)(tails.last, draws.keys, draws.numbers, draws.settings)
+    behind = buffer, tails._replace(rows=rows), token[:, None], draws.active.astype(jnp.int32)
+    tails, _ = _extended(model, learned, params, *behind, prefix_bias)
+    return tails, Said(token, nll, tails.last)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -185,37 +194,43 @@ def judge(
 
 
 def _merged_behind(model, learned, params, buffer, tail, tokens, prefix_bias):
-    hidden, _ = _read_behind(model, params, buffer, tail, tokens, prefix_bias)
-    return _merge(model, learned, params, hidden, tail.gate)
+    """Hidden states [C, D] of one lane's tokens."""
+    one, tails = buffer._replace(count=buffer.count[None]), _as_lane(tail)
+    hidden, _ = _read_behind(model, params, one, tails, tokens[None], prefix_bias)
+    return _merge(model, learned, params, hidden, tails.gate)[0]
 
 
 def _nll(params, hidden, targets):
     return token_nll(params["base"], hidden[None], targets[None])[0]
 
 
-def _read_behind(model, params, buffer, tail, tokens, prefix_bias):
-    """Hidden states [k, C, D] and rows [L, k, C, K, h] of tokens, one batch row a running head."""
-    k, c = buffer.count.shape[0], tokens.shape[0]
-    p, r, t = (x.shape[2] for x in (buffer.prefix.k, buffer.rows.k, tail.rows.k))
-    count = buffer.count[:, None]  # [k, 1]
-    seen = jnp.concatenate(
-        [jnp.arange(r) < count, jnp.broadcast_to(jnp.arange(t) < tail.length, (k, t))], axis=1
-    )
+def _read_behind(model, params, buffer, tails, tokens, prefix_bias):
+    """Tokens [S, C] of S lanes behind what their running heads hold, one batch row a head.
+
+    Returns:
+      Hidden states [k, S, C, D] and rows [L, S, k, C, K, h].
+    """
+    (s, k), c = buffer.count.shape, tokens.shape[1]
+    tail = TailRows(*(x.reshape(len(x), s * k, *x.shape[3:]) for x in tails.rows))
+    p, r, t = (x.shape[2] for x in (buffer.prefix.k, buffer.rows.k, tail.k))
+    count, length = buffer.count.reshape(-1, 1), jnp.repeat(tails.length, k)[:, None]  # [S·k, 1]
+    seen = jnp.concatenate([jnp.arange(r) < count, jnp.arange(t) < length], axis=1)
     bias = jnp.where(seen, 0.0, NEGATIVE)
-    bias = jnp.concatenate([jnp.broadcast_to(prefix_bias, (k, p)), bias], axis=1)
-    parts = buffer.prefix, buffer.rows, Rows(tail.rows.rotated, tail.rows.v)
-    own = p + count + tail.length + jnp.arange(c)  # where they stand: [k, C]
-    out = read(model, params, jnp.broadcast_to(tokens, (k, c)), own, Ready(parts, bias))
-    return out.hidden, TailRows(*out.rows, rotated(model.base, out.rows.k, own))
+    bias = jnp.concatenate([jnp.broadcast_to(prefix_bias, (s * k, p)), bias], axis=1)
+    parts = buffer.prefix, buffer.rows, Rows(tail.rotated, tail.v)
+    own = p + count + length + jnp.arange(c)  # where they stand: [S·k, C]
+    out = read(model, params, jnp.repeat(tokens, k, axis=0), own, Ready(parts, bias))
+    rows = *out.rows, rotated(model.base, out.rows.k, own)
+    rows = TailRows(*(x.reshape(len(x), s, k, *x.shape[2:]) for x in rows))
+    return out.hidden.reshape(s, k, c, -1).swapaxes(0, 1), rows
 
 
 def _merge(model, learned, params, hidden, gate):
-    """[k, C, D] -> [C, D]."""
-    hidden = hidden[:, None]
+    """[k, S, C, D] and [S, k] -> [S, C, D]."""
     weights = merging.average(hidden)
     if learned:
-        weights = model.merger.apply({"params": params["mof"]["merger"]}, hidden, gate[None])
-    return merging.merge(hidden, weights)[0]
+        weights = model.merger.apply({"params": params["mof"]["merger"]}, hidden, gate)
+    return merging.merge(hidden, weights)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
