@@ -164,7 +164,7 @@ def _tokens(tokenizer: Tokenizer, documents: list[text.Document]) -> np.ndarray:
 def _append_text(fill: Ingest, tokens: np.ndarray, tell: Tell) -> dict:
     before = fill.tree.length
     for at in range(0, len(tokens), COMMIT_TOKENS):
-        for _ in fill.feed(tokens[at : at + COMMIT_TOKENS]):
+        for _ in fill.feed(tokens[at : at + COMMIT_TOKENS], rows=0):
             tell(fill.tree.length - before, len(tokens))
         fill.tree.commit()
     return {"appended": fill.tree.length - before, "not stored": len(fill.waiting)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -188,6 +189,21 @@ def seconds(action: Callable[[], object]) -> float:
 def on_device() -> int:
     """Bytes of all arrays that JAX holds."""
     return sum(x.nbytes for x in jax.live_arrays())
+
+
+@functools.cache
+def hidden_of_windows(model: Wrapped):
+    """A program that reads windows [n, window] behind the prefix: the last hidden states' sum."""
+
+    def read(params, windows):
+        prefix = jnp.array(model.base.prefix, jnp.int32)
+        prefix = jnp.broadcast_to(prefix, (len(windows), len(prefix)))
+        tokens = jnp.concatenate([prefix, windows], axis=1)
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        out = model.decoder.apply({"params": params["base"]}, tokens, positions)
+        return jnp.sum(out.hidden, axis=(1, 2))
+
+    return jax.jit(read)
 
 
 def read_once(model: Wrapped):

@@ -128,6 +128,10 @@ class _Counting(Reader):
         self.windows += len(tokens) // self.model.window
         return super().full_windows(tokens)
 
+    def window_gists(self, tokens):
+        self.windows += len(tokens) // self.model.window
+        return super().window_gists(tokens)
+
     def grow(self, tokens, before, length):
         self.windows += 1
         return super().grow(tokens, before, length)

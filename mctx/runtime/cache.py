@@ -48,6 +48,9 @@ class BlockCache:
         self._device, self._host = Memory(device), Memory(limit)
         self._disk = Disk(disk, folder)
         self._on_device, self._on_host = device > 0, limit + disk > 0
+        c, tokens = reader.model.base, reader.model.gist.block
+        one = 2 * c.n_layers * tokens * c.n_kv_heads * c.head_dim * self._dtype.itemsize
+        self._limit, self._block_bytes = limit + disk, one
         self._last_states: tuple[tuple, np.ndarray] | None = None
         self._worker: ThreadPoolExecutor | None = None
         self._coming: dict[Address, Future] = {}
@@ -155,6 +158,11 @@ class BlockCache:
             self.windows_read += windows
             self._hold(read)
         self._trim()
+
+    @property
+    def room(self) -> int:
+        """How many blocks the host and the disk hold."""
+        return self._limit // self._block_bytes
 
     @property
     def nbytes(self) -> int:

@@ -42,7 +42,7 @@ from mctx.runtime.staged import Staging
 from mctx.runtime.storing import Storing
 from mctx.runtime.watching import Probe, Watch
 from mctx.tree.documents import Span
-from mctx.tree.ingest import Ingest, Reader
+from mctx.tree.ingest import Blocks, Ingest, Reader
 from mctx.tree.store import Tree
 
 Worths = Callable[["Session"], np.ndarray]
@@ -162,16 +162,23 @@ class Session:
         tokens = self._ids(text)
         self._behind = True
         with self.room():
-            for blocks in self.ingestion.feed(tokens):
-                self._put(blocks)
+            for blocks in self.ingestion.feed(tokens, self.rows_wanted):
+                self.put(blocks)
                 if self.storing.waiting >= COMMIT_TOKENS:
                     self.storing.due()
         self.storing.now()
         self.seek(self.tree.blocks)
         return len(tokens)
 
-    def _put(self, blocks):
+    @property
+    def rows_wanted(self) -> int | None:
+        """Of how many tokens that are ingested rows will be held; finders want keys of all."""
+        return None if self.finding else self.cache.room * self.model.gist.block
+
+    def put(self, blocks: Blocks) -> None:
         """What ingest made of blocks goes where it will be asked for."""
+        if blocks.k is None:
+            return
         self.cache.put(blocks)
         if self.finding:
             self.finding.put(blocks)
@@ -358,7 +365,7 @@ class Session:
         """Complete blocks: rows to the cache, states to the query, a node each; then refocus."""
         self._behind = True
         for blocks in self.ingestion.feed(tokens):
-            self._put(blocks)
+            self.put(blocks)
             self.query = focusing.newest(self.query, jnp.asarray(blocks.states))
         fresh = self.tree.blocks - self.blocks
         if fresh > self.config.every:  # of a text whose ingest failed half way

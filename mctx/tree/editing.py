@@ -237,7 +237,7 @@ def _gists(reader, pieces, pad):
     for i in range(0, len(pieces), WINDOWS_AT_ONCE):
         some = [piece for piece in pieces[i : i + WINDOWS_AT_ONCE] if len(piece)]
         padded = [np.pad(piece, (0, size - len(piece)), constant_values=pad) for piece in some]
-        made = np.asarray(reader.full_windows(np.concatenate(padded))[2]) if some else ()
+        made = np.asarray(reader.window_gists(np.concatenate(padded))) if some else ()
         found = iter(made)
         for piece in pieces[i : i + WINDOWS_AT_ONCE]:
             yield next(found)[: len(piece) // block] if len(piece) else NONE

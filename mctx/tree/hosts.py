@@ -131,7 +131,7 @@ class _Lead:
         window, block = reader.model.window, reader.model.gist.block
         open_length = (self.tree.blocks * block - int(self.tree.borders[-1])) % window
         self.first = min(-open_length % window, len(self._tokens) // block * block)
-        for _ in Ingest(reader, self.tree).feed(self._tokens[: self.first]):
+        for _ in Ingest(reader, self.tree).feed(self._tokens[: self.first], rows=0):
             pass
         self.tree.commit()
         self._pieces = list(_pieces(len(self._tokens), self.first, size, block))
@@ -197,8 +197,8 @@ def window_gists(reader: Reader, tokens: np.ndarray) -> np.ndarray:
     size, block = reader.model.window, reader.model.gist.block
     padded = np.pad(tokens, (0, -len(tokens) % size)).reshape(-1, size)
     found = [
-        reader.full_windows(padded[at : at + BATCH].reshape(-1))[2]
-        for at in range(0, len(padded), BATCH)  # what else is read is large, and not wanted here
+        reader.window_gists(padded[at : at + BATCH].reshape(-1))
+        for at in range(0, len(padded), BATCH)
     ]
     gists = np.concatenate(found)
     return gists.reshape(-1, *gists.shape[2:])[: len(tokens) // block]

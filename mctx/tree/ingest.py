@@ -50,6 +50,7 @@ class Later:
 
 class Blocks(NamedTuple):
     """What the base made of consecutive blocks: the first block's number, host rows and states.
+    Rows and states are None where only gists were wanted.
 
     Attributes:
       first: index of the first block.
@@ -58,9 +59,9 @@ class Blocks(NamedTuple):
     """
 
     first: int
-    k: np.ndarray
-    v: np.ndarray
-    states: jax.Array | Later
+    k: np.ndarray | None
+    v: np.ndarray | None
+    states: jax.Array | Later | None
 
 
 def tree_spec(model: Wrapped, fingerprint: str) -> TreeSpec:
@@ -86,6 +87,7 @@ class Reader:
         self.params = {name: params[name] for name in ("base", "gistnet")}
         self.prefix = jax.jit(functools.partial(prefix_rows, model))(params)  # [L, 1, P, K, H]
         self._full = jax.jit(functools.partial(_read_full, model))
+        self._gists = jax.jit(functools.partial(_gists_of_windows, model))
         self._grow = jax.jit(functools.partial(_read_more, model), donate_argnums=3)
         self._pool = jax.jit(functools.partial(_ascend, model), static_argnums=1)
 
@@ -100,17 +102,30 @@ class Reader:
           Rows [n, blocks, L, K_1, K, H] in the base's own type, states [n, L + 1, window, D],
           LOD1 gists [n, blocks, slots, W]: arrays `Later`.
         """
-        windows, made = tokens.reshape(-1, self.model.window), []
-        while len(windows):  # in batches, and what is left one by one
-            size = BATCH if len(windows) >= BATCH else 1
-            piece, windows = windows[:size], windows[size:]
-            self.operations.add(("full", size), 1, _read_full, (self.model,), self.params, piece)
+        made = []
+        for piece in self._pieces(tokens):
             (k, v), states, gists = self._full(self.params, piece)
             for each in (gists, k, v):
                 each.copy_to_host_async()
             made.append((k, v, states, gists))
         k, v, states, gists = map(Later.of, zip(*made, strict=True))
         return Rows(k, v), states, gists
+
+    def window_gists(self, tokens: np.ndarray) -> Later:
+        """As `full_windows`, the LOD1 gists alone: nothing else is made, nor leaves the device."""
+        made = [self._gists(self.params, piece) for piece in self._pieces(tokens)]
+        for gists in made:
+            gists.copy_to_host_async()
+        return Later.of(made)
+
+    def _pieces(self, tokens):
+        """Windows in batches, and what is left one by one; their operations are counted."""
+        windows = tokens.reshape(-1, self.model.window)
+        while len(windows):
+            size = BATCH if len(windows) >= BATCH else 1
+            piece, windows = windows[:size], windows[size:]
+            self.operations.add(("full", size), 1, _read_full, (self.model,), self.params, piece)
+            yield piece
 
     def empty_window(self) -> Rows:
         """On the device, [L, window, K, H]: for the rows of a window that grows."""
@@ -154,6 +169,10 @@ def _read_full(model, params, windows):
     rows = Rows(*(_by_block(x, block) for x in rows))
     rows = Rows(*(x.reshape(n, -1, *x.shape[1:]) for x in rows))  # here, where copies are fast
     return rows, jnp.swapaxes(states, 0, 1).astype(jnp.float32), gists.astype(jnp.float32)
+
+
+def _gists_of_windows(model, params, windows):
+    return _read_full(model, params, windows)[2]
 
 
 def _read_more(model, params, prefix, tokens, before, length):
@@ -223,20 +242,25 @@ class Ingest:
 
     # -- text ------------------------------------------------------------------------------
 
-    def feed(self, tokens: np.ndarray) -> Iterator[Blocks]:
+    def feed(self, tokens: np.ndarray, rows: int | None = None) -> Iterator[Blocks]:
         """Adds tokens; every block that becomes complete is read, gisted and staged.
 
         The work is done as the result is iterated over, a few windows at a time, so that a long
         text needs no more memory than a short one.
+
+        Args:
+          rows: of how many of the last tokens rows and states are wanted, None for all. Bringing
+            rows to the host takes longer than reading, so who keeps some should ask for no more;
+            a window that is not whole has them in any case.
         """
         self.waiting = np.concatenate([self.waiting, np.asarray(tokens, np.int32)])
-        block, begun = self.reader.model.gist.block, self._begin()
+        block, begun = self.reader.model.gist.block, self._begin(rows)
         while len(self.waiting) >= block:
             made = self._take_windows(*begun) if begun else self._take_blocks()
-            begun = self._begin()  # read while the rows of those before come to the host
+            begun = self._begin(rows)  # read while the rows of those before come to the host
             yield made()
 
-    def _begin(self):
+    def _begin(self, rows):
         """What the base makes of the windows with which the waiting text begins, if it does so at a
         window's border: their tokens and `Reader.full_windows` of them."""
         size = self.reader.model.window
@@ -244,12 +268,16 @@ class Ingest:
         if self._open_length or not whole:
             return None
         tokens = self.waiting[: whole * size]
+        if rows is not None and len(self.waiting) - len(tokens) >= rows:
+            return tokens, (None, None, self.reader.window_gists(tokens))
         return tokens, self.reader.full_windows(tokens)
 
     def _take_windows(self, tokens, made):
         rows, states, gists = made
         first = self._append(tokens, _joined_blocks(gists))
         self.waiting = self.waiting[len(tokens) :]
+        if rows is None:
+            return lambda: Blocks(first, None, None, None)
         states = Later(functools.partial(_joined, states))
         return lambda: Blocks(first, *map(_joined_blocks, rows), states)
 

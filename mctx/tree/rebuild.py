@@ -166,7 +166,7 @@ def _remake(tree: Tree, reader: Reader, remade: _Remade, starts, stops) -> None:
     tokens[alive] = tree.token_blocks(blocks[alive])
     gists = np.zeros((*blocks.shape, model.gist.slots, model.gist.width), np.float32)
     if some.any():
-        gists[some] = reader.full_windows(tokens[some].reshape(-1))[2]
+        gists[some] = reader.window_gists(tokens[some].reshape(-1))
     new = there & (blocks >= first)
     alive, gists = alive[new], gists[new]
     for run in np.split(np.arange(len(alive)), 1 + np.flatnonzero(np.diff(alive))):

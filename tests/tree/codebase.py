@@ -40,6 +40,9 @@ class Reader:
         rows = np.zeros((len(windows), WINDOW // BLOCK, 1, BLOCK, 1, 1), np.float32)
         return (rows, rows), np.zeros((len(windows), 2, WINDOW, 1), np.float32), gists
 
+    def window_gists(self, tokens):
+        return self.full_windows(tokens)[2]
+
     def empty_window(self):
         return np.zeros(0, np.int32)
 

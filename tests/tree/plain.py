@@ -38,6 +38,9 @@ class PlainReader:
         states = np.zeros((n, base.n_layers + 1, self.model.window, base.d_model))
         return Rows(rows, rows), states, self._gists(windows)
 
+    def window_gists(self, tokens):
+        return self.full_windows(tokens)[2]
+
     def empty_window(self) -> Rows:
         base = self.model.base
         shape = (base.n_layers, self.model.window, base.n_kv_heads, base.head_dim)

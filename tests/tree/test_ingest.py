@@ -69,3 +69,20 @@ def test_a_tree_that_ends_inside_a_window_is_continued(whole, stop):
     after = list(Ingest(reader(), tree, 3).feed(TEXT[stop:]))
     for got, want in zip(joined([*before, *after]), whole[1], strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [0, WINDOW, 3 * WINDOW + BLOCK])
+def test_rows_are_made_of_the_last_tokens_only_if_no_more_are_wanted(whole, rows):
+    tree = Tree.create(place(), tree_spec(MODEL, opened().fingerprint))
+    made = list(Ingest(reader(), tree).feed(TEXT, rows))
+    held = [blocks for blocks in made if blocks.k is not None]
+    assert any(blocks.k is None and blocks.states is None for blocks in made)
+    k, v, states = joined(held)
+    assert len(k) * BLOCK >= min(rows, len(TEXT) // BLOCK * BLOCK)
+    np.testing.assert_allclose(k, whole[1][0][-len(k) :], atol=1e-5)
+    np.testing.assert_allclose(v, whole[1][1][-len(k) :], atol=1e-5)
+    np.testing.assert_allclose(states, whole[1][2][:, -len(k) * BLOCK :], atol=1e-5)
+    for level in range(1, 5):
+        every = np.arange(tree.count(level))
+        got, want = (each.gather(level, every) for each in (tree, whole[0]))
+        np.testing.assert_allclose(got, want, rtol=2**-7, atol=1e-4)
