@@ -8,6 +8,8 @@
         [--seconds=N] --json runs/bench/runtime.json
     python -m experiments.bench growth [--smoke] [--model=1b | --config=FILE] [--seconds=N]
         --json runs/bench/growth.json
+    python -m experiments.bench train [--only=NAME,…] [--corpus=DIR] [--smoke]
+        --json runs/bench/train.json
     python -m experiments.bench positions [--input=SOURCE …] [--samples=N] --json
         runs/bench/positions.json
 
@@ -33,6 +35,10 @@ a file of experiments/configs. What is known is written after every part; none i
 growth: milliseconds, memory and bytes read of a token against the length of the history, of a
 session, of full attention and of a sliding window; `experiments.report` draws them.
 
+train: pre-training a 300 M base on one device: tokens a second, the share of the device's peak, and
+PyTorch's speed at the same (on a CPU, and with --smoke, the pico's shape); with --corpus, whether
+training waits for its data.
+
 positions: rows of shown blocks from their ingest windows, at contiguous positions, against reading
 the blocks again in the working context, at contiguous and at global positions: recovered, on the
 same segments. --input as for tail.
@@ -47,7 +53,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments import entry, report
-from experiments.bench import allocator, growth, positions, resume, runtime, tail, tree
+from experiments.bench import allocator, growth, positions, pretraining, resume, runtime, tail, tree
 from experiments.bench.weights import MODELS
 from experiments.quickstart import SHIPPED
 
@@ -59,6 +65,7 @@ BENCHES = dict(
     runtime=runtime,
     growth=growth,
     positions=positions,
+    train=pretraining,
 )
 
 
@@ -78,6 +85,7 @@ def flags() -> argparse.ArgumentParser:
     drawn.add_argument("--model", choices=list(MODELS), help="runtime: random weights, by name")
     drawn.add_argument("--config", type=Path, help="runtime: random weights of this config")
     parser.add_argument("--seconds", type=float, default=1e9, help="runtime, growth: a budget")
+    parser.add_argument("--corpus", type=Path, help="train: of `python -m data.corpus`")
     parser.add_argument("--dtype", default="float32", help="runtime: of a checkpoint's base")
     parser.add_argument("--only", default="", help="some of a bench's parts")
     parser.add_argument("--smoke", action="store_true", help="seconds instead of minutes")

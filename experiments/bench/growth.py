@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Iterator
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> Iterator[list[dict]]:
 
 
 def _session(subject: Subject, length: int, weights: int) -> dict:
+    gc.collect()  # the session of before
     sizes, before = subject.sizes, on_device()
     session = subject.session(subject.history(length))
     session.generate(tokens=sizes.tokens)

@@ -51,6 +51,7 @@ def token(subject: Subject, args: argparse.Namespace) -> list[dict]:
     """A generated token and the memory held, behind a long history against a short one."""
     sizes, held, made = subject.sizes, [], []
     for length in (sizes.short, sizes.long, sizes.short):  # the first makes what all share
+        gc.collect()  # sessions of before
         before = on_device()
         made.append(subject.session(subject.history(length)))
         made[-1].generate(tokens=sizes.tokens)

@@ -54,7 +54,7 @@ def measured(
     return told + [Told(*one, error=error) for one in wanted if one not in known]
 
 
-def _llama(base: dict, dtype: str, device: str):
+def llama(base: dict, dtype: str, device: str):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -114,7 +114,7 @@ def _cases(ask: dict) -> Iterator[Told]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = ask["base"]
-    model = _llama(base, ask["dtype"], device)
+    model = llama(base, ask["dtype"], device)
     one = 2 * base["n_layers"] * base["n_kv_heads"] * base["head_dim"] * model.dtype.itemsize
     for lanes, length in ask["cases"]:
         for kind in KINDS:

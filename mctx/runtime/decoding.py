@@ -203,6 +203,7 @@ class Drawing:
     def _finish(self):
         for line in self._lines:
             self.end(line)
+            line.drawing = None
         errors = [line.error for line in self._lines if line.error]
         if errors:
             raise errors[0]

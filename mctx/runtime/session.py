@@ -15,6 +15,7 @@ raises may be made again, and goes on where the one before stopped.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -110,7 +111,8 @@ class Session:
         self.looks: dict[tuple, tuple] = {}
         self.refocuses = 0
         self._owed = self._behind = False
-        self._drawing: decoding.Line | None = None
+        # Nothing that a session holds holds it: its memory is free as soon as it is let go.
+        self._drawing: Callable[[], decoding.Line | None] = lambda: None
         if saved:
             saved(self)
         else:
@@ -265,8 +267,9 @@ class Session:
     def line(self, count: int, sampling: Sampling) -> decoding.Line:
         """A continuation that any other use of the session ends."""
         self._ready(grows=True)
-        self._drawing = decoding.Line(self, count, sampling)
-        return self._drawing
+        line = decoding.Line(self, count, sampling)
+        self._drawing = weakref.ref(line)
+        return line
 
     def _ids(self, text):
         if not isinstance(text, str):
@@ -387,9 +390,10 @@ class Session:
 
         grows: the history is about to: not while more waits for the store than may.
         """
-        if self._drawing is not None and not self._drawing.busy:
-            self._drawing.close()
-            self._drawing = None
+        line = self._drawing()
+        if line is not None and not line.busy:
+            line.close()
+            self._drawing = lambda: None
         if grows and self.storing.full:
             self.storing.due()
         if self._behind:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +25,7 @@ class Spending:
     """
 
     def __init__(self, session):
-        self._session = session
+        self._session = weakref.proxy(session)
         self._own = {name: Count() for name in ("read", "decide", "assemble")}
         self._before = self._totals()
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from mctx.models.base import Rows
 from mctx.tree.documents import last_live, windows_of
-from mctx.tree.ingest import Reader
+from mctx.tree.ingest import Later, Reader
 from mctx.tree.store import Tree
 
 Address = tuple[int, int, int]
@@ -43,8 +43,9 @@ class Reading:
 
     def found(self) -> list[Found]:
         """All blocks, on the host, in arrays of their own: a view would keep alive all that was
-        read with it."""
+        read with it. What was made on the device is let go."""
         k, v = (np.asarray(x) for x in self._rows)
+        self._rows = Rows(*(Later.of([x]) for x in (k, v)))
         return [Found(at, k[where].copy(), v[where].copy()) for at, where in self.places.items()]
 
 

@@ -103,7 +103,7 @@ def train(phase: Phase, settings: TrainSettings, workdir: str | Path) -> Params:
         step_fn = jit_step(phase, settings, wanted, mesh)
         try:
             with (
-                closing(_batches(phase, settings.steps, mesh, start)) as batches,
+                closing(batches_ahead(phase, settings.steps, mesh, start)) as batches,
                 profiler(directory, start, settings.profile) as profile,
             ):
                 for step, batch in batches:
@@ -222,14 +222,9 @@ def _initial_state(
     phase: Phase, settings: TrainSettings, wanted: State, frozen: dict[str, Params], manager
 ) -> State:
     """The state of the latest checkpoint, or a fresh one; each leaf where `wanted` says."""
-    where = jax.tree.map(lambda leaf: leaf.sharding, wanted)
     step = checkpoint.latest_step(manager.directory, phase.item)
     if step is None:
-        params = jax.jit(phase.init, out_shardings=where.params)(init_key(settings.seed))
-        if phase.calibrate:
-            params = jax.jit(phase.calibrate, out_shardings=where.params)(params, frozen)
-        start = jax.jit(make_optimizer(settings).init, out_shardings=where.opt_state)(params)
-        return State(params, start, jax.device_put(np.int32(0), where.step))
+        return fresh_state(phase, settings, wanted, frozen)
 
     if checkpoint.read_config(manager.directory, step) != json.loads(json.dumps(phase.config)):
         raise UserError(
@@ -246,7 +241,19 @@ def _initial_state(
     return State(params, **train_state)
 
 
-def _batches(
+def fresh_state(
+    phase: Phase, settings: TrainSettings, wanted: State, frozen: dict[str, Params]
+) -> State:
+    """The state before the first step, each leaf where `wanted` says."""
+    where = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+    params = jax.jit(phase.init, out_shardings=where.params)(init_key(settings.seed))
+    if phase.calibrate:
+        params = jax.jit(phase.calibrate, out_shardings=where.params)(params, frozen)
+    start = jax.jit(make_optimizer(settings).init, out_shardings=where.opt_state)(params)
+    return State(params, start, jax.device_put(np.int32(0), where.step))
+
+
+def batches_ahead(
     phase: Phase, steps: int, mesh: Mesh, start: int
 ) -> Iterator[tuple[int, Batch]]:
     """(step, global batch on the mesh) from `start`, made PREFETCH steps ahead by one thread."""

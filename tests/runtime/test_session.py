@@ -1,6 +1,8 @@
 """Laws of the streaming session, on a tiny wrapped model."""
 
 import dataclasses
+import gc
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -327,3 +329,20 @@ def test_a_session_inside_its_history_does_not_read_on():
         made.predict(TEXT[:3])
     made.seek(made.tree.blocks)
     assert len(made.predict(TEXT[:3])) == 3
+
+
+def test_a_session_that_is_let_go_frees_its_memory_at_once():
+    made = session()
+    made.ingest(text(2 * WINDOW))
+    made.generate("ABC", tokens=2 * BLOCK)
+    left = made.stream("BCD", tokens=4 * BLOCK, temperature=5.0)  # begun, and left
+    next(left, "")
+    del left
+    seen = weakref.ref(made)
+    gc.collect()
+    gc.disable()
+    try:
+        del made
+        assert seen() is None
+    finally:
+        gc.enable()
