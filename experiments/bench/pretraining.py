@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from experiments.configs import pico_base
 from mctx import sharding
 from mctx.errors import UserError
 from mctx.flops import peak, plain_flops
+from mctx.models.base import BaseConfig
 from mctx.training import base
 from mctx.training.loop import (
     Phase,
@@ -46,10 +48,12 @@ NOTES = [
 
 
 class Sizes(NamedTuple):
-    """config: of the base. rows: of a batch; steps: in one timing; repetitions: of it."""
+    """config: of the base. rows: of a batch, and of the pico's; steps: in one timing;
+    repetitions: of it."""
 
     config: ConfigDict
     rows: int
+    pico_rows: int
     steps: int
     repetitions: int
 
@@ -86,7 +90,8 @@ class Trained:
         """Of one batch's loss."""
         with jax.set_mesh(self.mesh):
             state, frozen, batch, _ = abstract_inputs(self.phase, self.settings, self.mesh)
-            return plain_flops(lambda p, b: self.phase.loss(p, frozen, b, None), state.params, batch)
+            loss = self.phase.loss
+            return plain_flops(lambda p, b: loss(p, frozen, b, None), state.params, batch)
 
 
 def of_config(config: ConfigDict, rows: int, sources: Sources) -> Trained:
@@ -104,8 +109,12 @@ def step(sizes: Sizes, args: argparse.Namespace) -> list[dict]:
     vocab = sizes.config.base.vocab_size
 
     def drawn(length, batch, seed, step, rows):
-        return np.random.default_rng(seed).integers(vocab, size=(batch, length), dtype=np.int32)[rows]
+        rng = np.random.default_rng(seed)
+        return rng.integers(vocab, size=(batch, length), dtype=np.int32)[rows]
 
+    # First: later this process holds the memory.
+    shape = BaseConfig.from_dict(sizes.config.base.to_dict()).to_dict()
+    theirs = stock_training.measured(shape, sizes.rows, sizes.steps)
     made = of_config(sizes.config, sizes.rows, Sources(lambda items: ({}, {}), *[drawn] * 5))
     phase = repeated(made.phase)
     made.seconds(phase, 1)
@@ -116,9 +125,6 @@ def step(sizes: Sizes, args: argparse.Namespace) -> list[dict]:
     if speed:
         shares = 3 * made.forward_flops() / speed / times
         found.append(row("MFU", shares, "×", "≥ 0.4", np.median(shares) >= 0.4))
-    shape = made.phase.config["base"]
-    del made
-    theirs = stock_training.measured(shape, sizes.rows, sizes.steps)
     if isinstance(theirs, str):
         return [*found, {"what": f"PyTorch: {theirs}", "value": None, "unit": "", "n": 0}]
     ratios = np.median(theirs) / times
@@ -135,7 +141,7 @@ def data(sizes: Sizes, args: argparse.Namespace) -> list[dict]:
     config.corpus = str(args.corpus)
     config.domains = {name: config.domains.get(name, 1.0) for name in domains_of(args.corpus)}
     sources = train.open_sources(train.over_defaults(config), Path("."))
-    made = of_config(config, config.batch_size, sources)
+    made = of_config(config, sizes.pico_rows, sources)
     same = repeated(made.phase)
     for phase in (same, made.phase):
         made.seconds(phase, 2)
@@ -165,11 +171,13 @@ def run(args: argparse.Namespace) -> Iterator[list[dict]]:
         raise UserError(f"there is no part {', '.join(unknown)}: choose of {', '.join(PARTS)}.")
     if not wanted and not args.corpus:
         print("data is left out: it wants --corpus=DIR.", file=sys.stderr)
+    # Another process wants memory of the same device (stock_training.py).
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     small = args.smoke or jax.default_backend() == "cpu"
-    sizes = Sizes(bases.get_config("300m"), 16, 10, 5)
+    sizes = Sizes(bases.get_config("300m"), 16, pico_base.get_config().batch_size, 10, 5)
     sizes.config.remat = False  # so many rows fit a device as they are, PyTorch's too
     if small:
-        sizes = Sizes(pico_base.get_config(), 2, 2, 2)
+        sizes = Sizes(pico_base.get_config(), 2, 2, 2, 2)
     rows = []
     for name in wanted or (["step", "data"] if args.corpus else ["step"]):
         rows = rows + PARTS[name](sizes, args)

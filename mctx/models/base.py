@@ -18,7 +18,6 @@ from flax import linen as nn
 from mctx.models import rope
 from mctx.models.attention import NEGATIVE, attention_behind, platform
 
-
 SINGLE = 8  # rows of a matrix product on a GPU that has one
 
 

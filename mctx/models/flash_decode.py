@@ -61,7 +61,8 @@ def attend(
     )(layer.reshape(1), q, bias, *flat)
     best = jnp.max(most, axis=2, keepdims=True)
     weights = jnp.exp(most - best)
-    out = jnp.sum(partial * weights[..., None], axis=2) / jnp.sum(total * weights, axis=2)[..., None]
+    out = jnp.sum(partial * weights[..., None], axis=2)
+    out = out / jnp.sum(total * weights, axis=2)[..., None]
     return out.reshape(b, n, h).astype(q.dtype)
 
 
