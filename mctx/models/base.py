@@ -265,7 +265,7 @@ class Base(nn.Module):
         x, (rows, states) = scanned(c, collect, name="layers")(
             x,
             by_layer,
-            _rope_layers(c, positions.dtype),
+            _rope_layers(c),
             jnp.arange(c.n_layers),
             positions,
             bias,
@@ -290,7 +290,7 @@ class Base(nn.Module):
 
 def rotated(config: BaseConfig, keys: jax.Array, positions: jax.Array) -> jax.Array:
     """Keys [L, B, R, K, H] as every layer reads them at positions [B, R]: for a `Ready` context."""
-    turns = _rope_layers(config, positions.dtype)[:, None, None] * positions  # [L, B, R]
+    turns = _rope_layers(config)[:, None, None] * positions  # [L, B, R]
     return rope.rotate(keys, turns, _frequencies(config))
 
 
@@ -298,9 +298,9 @@ def _frequencies(c: BaseConfig):
     return rope.frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
 
 
-def _rope_layers(c: BaseConfig, dtype):
+def _rope_layers(c: BaseConfig):
     """[L], 1 where a layer has positions, 0 where it has none."""
-    return jnp.asarray(c.rope_layers or (True,) * c.n_layers, dtype)
+    return jnp.asarray(c.rope_layers or (True,) * c.n_layers, jnp.int32)
 
 
 def _key_bias(context, valid, shape):
