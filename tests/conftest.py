@@ -10,6 +10,8 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
+from hypothesis import settings
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 wanted = {"--xla_force_host_platform_device_count": "8"}
 if version("jaxlib").startswith("0.10."):  # a flag that XLA does not know ends the process
@@ -22,3 +24,7 @@ kept = Path(__file__).parents[1] / ".pytest_cache/jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(kept))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+# How long an example takes says more about what else the machine does than about the code.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")

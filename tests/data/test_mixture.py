@@ -31,7 +31,7 @@ def drawn(mixture: Mixture, kind: str, batch: int, seed: int, step: int, rows=AL
 
 
 @pytest.mark.parametrize("kind", ["windows", "segments", "histories"])
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(WEIGHTS, st.integers(1, 12), st.integers(0, 2**31), st.integers(0, 2**31), st.booleans(),
        st.data())
 def test_rows_do_not_depend_on_who_asks(kind, weights, batch, seed, step, turns, data):
@@ -46,7 +46,7 @@ def test_rows_do_not_depend_on_who_asks(kind, weights, batch, seed, step, turns,
     assert (whole[:, 0] // BASE).tolist() == ["abc".index(name) for name in names]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(WEIGHTS, st.integers(0, 2**31), st.integers(0, 2**31), st.integers(2, 40))
 def test_the_domain_of_a_row_is_a_function_of_seed_step_and_row(weights, seed, step, batch):
     mixture = Mixture.of(CORPORA, weights)

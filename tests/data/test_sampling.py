@@ -22,7 +22,7 @@ sizes = st.lists(st.integers(1, 300), min_size=1, max_size=8)
 
 
 @pytest.mark.parametrize("draw", [windows, segments])
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(sizes, st.integers(1, 9), st.integers(0, 2**31), st.integers(0, 2**31), st.data())
 def test_rows_do_not_depend_on_who_asks(draw, sizes, batch, seed, step, data):
     corpus = corpus_of(sizes)
@@ -35,7 +35,7 @@ def test_rows_do_not_depend_on_who_asks(draw, sizes, batch, seed, step, data):
     np.testing.assert_array_equal(np.diff(whole, axis=1), 1)  # contiguous
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(sizes, st.integers(0, 1000), st.data())
 def test_segments_stay_within_a_package(sizes, step, data):
     corpus = corpus_of(sizes)

@@ -48,7 +48,7 @@ def prose(tmp_path_factory):
 
 
 @pytest.mark.parametrize("family", NAMES)
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(
     some_seed, st.integers(1024, 3000), st.sampled_from([16, 32, 64]),
     st.none() | st.floats(0, 1), st.sampled_from(["train", "test"]),
@@ -188,7 +188,7 @@ def test_frequent_words_are_counted():
     assert numbers[0] == pytest.approx(4 * numbers[2], rel=0.05)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(some_seed, st.integers(0, 60))
 def test_distractors_look_alike(seed, number):
     sample = make("distractors", PICO, 2048, seed, distractors=number)
@@ -269,7 +269,7 @@ def test_words_of_training_are_not_those_of_tests():
     assert len(sentences[0]) > 4000 and not sentences[0] & sentences[1]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(some_seed, st.sampled_from([1, 30, 7000, 20_000]))
 def test_keys_are_as_many_as_asked_for_and_distinct(seed, count):
     rng = np.random.default_rng(seed)
@@ -281,7 +281,7 @@ def test_keys_are_as_many_as_asked_for_and_distinct(seed, count):
     assert len(set(alike)) == len(alike) == min(count, 7000)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(some_seed, st.integers(0, 5000), st.sampled_from(["noise", "repeat", "prose"]))
 def test_hay_is_of_the_size_asked_for_and_ends_with_a_sentence(prose, seed, count, name):
     hay = prose if name == "prose" else open_haystack(encoder_of(PICO), name)

@@ -10,7 +10,7 @@ from tests.data.tasks_readers import NEEDLE
 PICO = Tokenizer.load("data/checkpoints/pico")
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     st.integers(0, 2**31), st.integers(1, 9), st.integers(-2, 2), st.sampled_from([16, 32]),
     st.none() | st.floats(0, 1),

@@ -12,7 +12,7 @@ PICO = Tokenizer.load("data/checkpoints/pico")
 
 
 @pytest.mark.parametrize("hops", [1, 2, 3])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**31), st.sampled_from(["train", "test"]))
 def test_supports_are_enough_and_each_is_needed(hops, seed, split):
     sample = make(f"facts_{hops}", PICO, 1500, seed, split=split)

@@ -201,7 +201,7 @@ def token_line(record, written):
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_pixel_has_one_lod_and_the_recent_window_is_tokens(data):
     """With a column a token and a row a token read, the raster is the layouts, token by token."""
     sizes = data.draw(st.sets(st.integers(1, 12), min_size=2, max_size=6))

@@ -92,7 +92,7 @@ def sizes(cfg, blocks):
     return [blocks // int(span) for span in cfg.spans]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     cfg=st.sampled_from(LAWFUL),
     blocks=st.integers(0, LONGEST),

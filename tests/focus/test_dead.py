@@ -29,7 +29,7 @@ def dead_of(edges, blocks):
     return runs, Dead.of(padded)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     cfg=st.sampled_from(LAWFUL[1:]),
     blocks=st.integers(0, LONGEST),

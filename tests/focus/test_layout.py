@@ -11,7 +11,7 @@ from mctx.errors import UserError
 from mctx.focus import layout as lay
 from mctx.focus.layout import FocusConfig, LayoutError
 
-fast = settings(max_examples=60, deadline=None)
+fast = settings(max_examples=60)
 initial = jax.jit(lay.initial, static_argnums=0)
 entries = jax.jit(lay.entries, static_argnums=0)
 

@@ -34,7 +34,7 @@ def covered(view, row):
     return range(view.index[row] * width, (view.index[row] + 1) * width)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(st.integers(1, BLOCKS), st.integers(0, 2**30))
 def test_a_node_is_told_the_best_of_what_is_finer_beneath_it(staged_blocks, seed):
     own = first(random_view(BLOCKS, seed, rounds=1))
@@ -51,7 +51,7 @@ def test_a_node_is_told_the_best_of_what_is_finer_beneath_it(staged_blocks, seed
         assert told[row] == max(inside, default=-np.inf)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(st.integers(1, BLOCKS), st.integers(0, 2**30), st.floats(-1e30, 1e30))
 def test_no_view_however_stale_breaks_a_layout(staged_blocks, seed, loud):
     staged = first(random_view(staged_blocks, seed))

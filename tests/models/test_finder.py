@@ -62,7 +62,7 @@ def in_pieces(query, keys, live, size):
     return jnp.concatenate(found)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.sampled_from((2, 7)), st.integers(0, 99), st.sampled_from((1, 3)), st.data())
 def test_a_history_in_pieces_is_the_history_at_once(blocks, seed, size, data):
     query, keys = drawn(blocks, seed)

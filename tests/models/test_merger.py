@@ -39,7 +39,7 @@ def test_heads_that_agree_merge_to_what_they_agree_on(weigh):
     np.testing.assert_allclose(merge(hidden, average(hidden)), hidden[0], atol=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6))
 def test_weights_are_convex_and_follow_their_heads(weigh, seed):
     hidden, gate = drawn(seed)

@@ -19,7 +19,7 @@ def turned(x, position, freqs):
     return np.asarray(out[0, 0], np.float64)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(positions, positions, st.integers(0, 4000), st.sampled_from([2, 6, 64]), scalings)
 def test_dot_products_depend_on_the_difference_alone(m, n, shift, width, scaling):
     rng = np.random.default_rng(width)
@@ -31,7 +31,7 @@ def test_dot_products_depend_on_the_difference_alone(m, n, shift, width, scaling
     assert abs(here - there) < 2e-3 * np.linalg.norm(q) * np.linalg.norm(k)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 3000), st.sampled_from([2, 6, 64]))
 def test_a_turn_keeps_lengths_and_is_undone_by_its_opposite(position, width):
     x = np.random.default_rng(position).normal(size=width).astype(np.float32)

@@ -83,7 +83,7 @@ def test_top_k_and_top_p_cut_the_unlikely():
 drawn_of = jax.jit(draw, static_argnums=0)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.integers(-3, 3), min_size=6, max_size=6), st.integers(0, 99))
 def test_cutting_all_but_one_is_greedy_and_cutting_none_is_plain_even_with_ties(logits, seed):
     key, logits = jax.random.key(seed), jnp.array(logits, jnp.float32)

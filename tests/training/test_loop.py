@@ -141,7 +141,7 @@ def _gradients_on(devices, parts):
 
 
 @given(st.lists(st.booleans(), min_size=ROWS, max_size=ROWS))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_gradients_of_a_ragged_batch_do_not_depend_on_devices_or_parts(mask):
     batch = make_batch(0, slice(0, ROWS)) | {"mask": np.array(mask, np.float32)}
     inputs = ({"kernel": np.arange(WIDTH, dtype=np.float32)}, PHASE.frozen, batch)

@@ -38,7 +38,7 @@ def writer(tree) -> Ingest:
 
 
 @pytest.mark.parametrize("inline", [64, 0])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(operations, max_size=14))
 def test_a_tree_is_what_the_list_of_its_documents_says(inline, steps):
     """Also through HEADs that name an index; a follower sees what is committed, or what was."""

@@ -39,7 +39,7 @@ def counted(tree: Tree, monkeypatch) -> list:
     return asked
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 14), st.lists(st.lists(st.integers(0, ROWS - 1), max_size=40), max_size=12))
 def test_a_mirror_of_any_size_gives_what_is_stored(uri, pages, requests):
     tree, stored = Tree.open(uri, mirror=limited(pages)), history.gists(1, 0, ROWS)

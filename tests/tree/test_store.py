@@ -70,7 +70,7 @@ class Model:
                 assert np.array_equal(tree.gather(level, indices), rows[level][indices])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(operations, max_size=12), st.integers(0, 2**32))
 def test_reads_back_exactly_what_was_committed(steps, seed):
     uri, model = fresh_uri(), Model(seed)
