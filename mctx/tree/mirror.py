@@ -20,8 +20,8 @@ from mctx.tree.head import Head
 from mctx.tree.pages import ABSENT, Bits, Eighths, Pages
 
 PAGE_BYTES = 2**12  # of rows as stored: 32 of width 64, a family of siblings
-# Read at once by the background. Whole shards would need buffers so large that malloc gives them
-# back to the system between reads; fewer under way than this leave the disk idle.
+# Read at once by the background. Fewer bytes under way leave the disk idle, and so do as many in
+# larger pieces; smaller pieces cost more processor time.
 LOAD_BYTES = 2**22
 LOADS_AHEAD = 16
 PREFETCHES = 8  # under way or waiting; a tree that cannot keep up is not asked for more
