@@ -38,6 +38,11 @@ CHUNK_BYTES = 2**15
 # Reading a chunk has a price beside that of its bytes, so there the chunks are larger, too.
 BULK_SHARD_BYTES, BULK_CHUNK_BYTES, BULK_LEVEL = 2**23, 2**18, 1
 
+# glibc's malloc keeps twice as much freed memory as the largest block that it mapped and that was
+# freed again, at most. Else TensorStore's buffers go back to the system with every read and write,
+# and come again as new pages.
+KEPT_BLOCK = 2**24
+
 FEW_RUNS = 8  # of neighbouring pages, that are read as so many ranges
 
 # One context for the process: `memory://` trees live in it, file writes are synced to disk, and
@@ -100,6 +105,7 @@ class Arrays:
         self._kvstore = kvstore
         self.bulk = bulk
         self._open: dict[tuple[int, int], ts.TensorStore] = {}
+        np.empty(KEPT_BLOCK, np.uint8)  # freed at once, and never touched: it costs nothing
 
     def write(self, level: int, epoch: int, row: int, *parts: np.ndarray) -> Callable[[], None]:
         """Start writing rows, one part behind the other, which must not change any more.

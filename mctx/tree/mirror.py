@@ -20,8 +20,10 @@ from mctx.tree.head import Head
 from mctx.tree.pages import ABSENT, Bits, Eighths, Pages
 
 PAGE_BYTES = 2**12  # of rows as stored: 32 of width 64, a family of siblings
-LOAD_BYTES = 2**25  # read at once by the background
-LOADS_AHEAD = 4
+# Read at once by the background. Fewer bytes under way leave the disk idle, and so do as many in
+# larger pieces; smaller pieces cost more processor time.
+LOAD_BYTES = 2**22
+LOADS_AHEAD = 16
 PREFETCHES = 8  # under way or waiting; a tree that cannot keep up is not asked for more
 ADD_BYTES = 2**20
 WORTH_LOADING = 2**20  # bytes; a tree with less is here after a few reads anyway
