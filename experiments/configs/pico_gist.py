@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
                 n_layers=2,
                 n_heads=4,
                 inject="kv",
+                pools="states",
                 mix="sum",
                 refine=0,
             ),

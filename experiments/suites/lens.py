@@ -86,7 +86,7 @@ def guesses(model, shape, params, bank, tokens, noise, protocol) -> dict[str, ja
     away = blocks + protocol.seen // block - 1 - jnp.arange(blocks)
     distance = jnp.broadcast_to(away, (len(history), blocks))
     query = states[:, :, -model.lens.query :]
-    nodes = bank_nodes(model, shape, params, bank.states, bank.rows.k, query, distance, 0)
+    nodes = bank_nodes(model, shape, params, bank.states, bank.rows, query, distance, 0)
     logs = model.lensnet.apply({"params": params["lensnet"]}, query, nodes)
     counts = jnp.arange(recent.shape[1] - 1) >= recent.shape[1] - 1 - protocol.scored
     tokens_only = Rows(*(x[:, :, : protocol.history] for x in bank.rows))

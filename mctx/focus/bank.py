@@ -115,16 +115,23 @@ def make_bank(model: Wrapped, params: dict, tokens: jax.Array) -> Bank:
       tokens: [B, T], T a multiple of the window and of every fanout's span that should be whole.
     """
     rows, states, prefix = read_history(model, params, tokens)
-    gists = complete_gists(model, params, states)
+    gists = complete_gists(model, params, states, rows)
     emitted = [gist_rows(model, params, g) for g in gists if g.shape[1]]
     joined = [jnp.concatenate(xs, axis=2) for xs in zip(rows, *emitted, strict=True)]
     return Bank(Rows(*joined), gists, states, prefix)
 
 
-def complete_gists(model: Wrapped, params: dict, states: jax.Array) -> list[jax.Array]:
-    """Gists of every complete node, LOD1 first: levels may be empty."""
+def complete_gists(
+    model: Wrapped, params: dict, states: jax.Array, rows: Rows
+) -> list[jax.Array]:
+    """Gists of every complete node, LOD1 first: levels may be empty.
+
+    Args:
+      states: [L + 1, B, T, D]. rows: of [L, B, T or more, K, H], those of tokens first.
+    """
     apply = functools.partial(model.gistnet.apply, {"params": params["gistnet"]})
-    gists = [apply(states, method="blocks")]
+    own = Rows(*(x[:, :, : states.shape[2]] for x in rows))
+    gists = [apply(states, own, method="blocks")]
     for level in range(2, model.gist.levels + 1):
         below = gists[-1]
         whole = below.shape[1] // model.gist.fanouts[level - 1] * model.gist.fanouts[level - 1]

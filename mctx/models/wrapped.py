@@ -180,7 +180,8 @@ def init_part(model: Wrapped, part: str, key: jax.Array) -> dict:
         one = jnp.zeros((1, 1), jnp.int32)
         return c.decoder.init(key, one, one)["params"]
     if part == "gistnet":
-        return c.gistnet.init(key, states)["params"]
+        rows = jnp.zeros((base.n_layers, *states.shape[1:3], base.n_kv_heads, base.head_dim))
+        return c.gistnet.init(key, states, Rows(rows, rows))["params"]
     if part == "lensnet":
         width = c.gist.slots * c.gist.width
         ones = jnp.ones((1, 2), jnp.int32)

@@ -17,6 +17,7 @@ import numpy as np
 
 from mctx.focus.bank import BankShape, context_of, focus_for, make_bank, packed_context
 from mctx.models.base import Context, Rows, token_divergence, token_nll
+from mctx.models.gistnet import PACE
 from mctx.models.wrapped import (
     Wrapped,
     gist_rows,
@@ -153,16 +154,41 @@ def calibrated(model, frozen: dict, params: dict, tokens: np.ndarray, examples: 
     """Fresh parameters under which a gist's rows start as an average token's.
 
     The keys of a trained base have a large common part; rows without it are unlike anything that
-    the base has attended to, and learning it by gradient takes longer than all the rest.
+    the base has attended to, and learning it by gradient takes longer than all the rest. Gists that
+    keep rows start as those rows, as nearly as their width can hold them: as the principal
+    components of rows.
     """
     if model.gist.inject != "kv":
         return params
     whole = tokens[:examples, : tokens.shape[1] // model.window * model.window]
     rows, _ = read_windows(model, frozen, whole)
     both = jnp.stack([rows.k, rows.v], axis=1).astype(jnp.float32)  # [L, 2, B, T, K, H]
-    mean, spread = both.mean(axis=(2, 3)), both.std(axis=(2, 3))  # [L, 2, K, H]
+    both = jnp.moveaxis(both, (2, 3), (0, 1))  # [B, T, L, 2, K, H]
+    mean, spread = both.mean(axis=(0, 1)), both.std(axis=(0, 1)) + 1e-6  # [L, 2, K, H]
     emit = params["rows"]
-    return {**params, "rows": {"kernel": emit["kernel"] * spread, "bias": mean}}
+    if not model.gist.keeps:
+        return {**params, "rows": {"kernel": emit["kernel"] * spread, "bias": mean}}
+    width, shape = model.gist.width, mean.shape
+    out = principal(((both - mean) / spread).reshape(-1, mean.size), width).reshape(width, *shape)
+    inward = jnp.moveaxis(out / spread, 0, -1)  # [L, 2, K, H, W]
+    return {
+        **params,
+        "rows": {"kernel": out * spread / PACE, "bias": mean},
+        "compress": {"kernel": inward / PACE, "bias": -jnp.tensordot(mean, inward, mean.ndim)},
+    }
+
+
+def principal(x: jax.Array, count: int, rounds: int = 4) -> jax.Array:
+    """The first `count` principal directions of centred x [n, d]: orthonormal rows [count, d].
+
+    By subspace iteration (Halko, Martinsson and Tropp, arXiv:0909.4061), because d is tens of
+    thousands for a large base. Beyond what n and d can tell they are zero.
+    """
+    known = min(count, *x.shape)
+    basis = jax.random.normal(jax.random.key(0), (x.shape[1], known))
+    for _ in range(rounds):
+        basis = jnp.linalg.qr(x.T @ (x @ basis))[0]
+    return jnp.pad(basis.T, ((0, count - known), (0, 0)))
 
 
 def reconstruction(model, params, bank, history, key, blocks: int) -> jax.Array:

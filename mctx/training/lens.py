@@ -197,7 +197,7 @@ def look(model: Wrapped, shape: BankShape, recent: int, frozen: dict, batch: dic
     rows, states, prefix = read_history(model, frozen, history)
     query = states[:, :, -model.lens.query :]
     distance = batch["distance"]
-    nodes = bank_nodes(model, shape, frozen, states, rows.k, query, distance, recent)
+    nodes = bank_nodes(model, shape, frozen, states, rows, query, distance, recent)
     return Seen(rows, prefix, tail, query, nodes)
 
 
@@ -212,19 +212,19 @@ def gated(model: Wrapped, config, frozen: dict, seen: Seen, texts: int, key) -> 
 
 
 def bank_nodes(
-    model: Wrapped, shape: BankShape, params, states, keys, query, distance, recent: int
+    model: Wrapped, shape: BankShape, params, states, rows, query, distance, recent: int
 ) -> Nodes:
     """Every node of a bank; an LOD0 node is described by its LOD1 twin.
 
     Valid are those that can be expanded: gists that cover none of the recent blocks.
 
     Args:
-      states: [L + 1, B, T, D]. keys: [L, B, T or more, K, H], those of tokens first.
+      states: [L + 1, B, T, D]. rows: of [L, B, T or more, K, H], those of tokens first.
       query: [L + 1, B, Q, D], states of the last tokens.
       distance: [B, blocks] between each block and the history's end.
       recent: blocks at the end that are always shown as tokens.
     """
-    gists = complete_gists(model, params, jax.lax.stop_gradient(states))
+    gists = complete_gists(model, params, *jax.lax.stop_gradient((states, rows)))
     width = model.gist.slots * model.gist.width
     flat = [g.reshape(*g.shape[:2], width) for g in [gists[0], *gists]]
     last = shape.node_block + shape.spans[shape.node_level] - 1
@@ -235,7 +235,7 @@ def bank_nodes(
         level=jnp.broadcast_to(np.maximum(shape.node_level, 1), (b, len(last))),
         distance=distance[:, last],
         valid=jnp.broadcast_to(expandable, (b, len(last))),
-        found=found_by_node(model, shape, params["base"], keys, query, distance, recent),
+        found=found_by_node(model, shape, params["base"], rows.k, query, distance, recent),
     )
 
 
@@ -245,7 +245,7 @@ def found_by_node(
     """What the lens's finders say of every node, the best beneath it: [B, N, F].
 
     They look over the blocks before the recent ones, as though all the blocks that the distances
-    span were there; arguments as of `bank_nodes`.
+    span were there; arguments as of `bank_nodes`, `keys` its rows' keys.
     """
     if not model.lens.finders:
         return nothing_found(model, (query.shape[1], len(shape.node_level)))

@@ -104,7 +104,7 @@ def read_views(
     b, heads = history.shape[0], model.lens.heads
     distance = jnp.broadcast_to(jnp.arange(shape.blocks)[::-1], (b, shape.blocks))
     nodes = bank_nodes(
-        model, shape, frozen, bank.states, bank.rows.k, query, distance, focus.recent
+        model, shape, frozen, bank.states, bank.rows, query, distance, focus.recent
     )
     scores = utility(model.lensnet.apply({"params": frozen["lensnet"]}, query, nodes))
     scores = scores[:, :heads].swapaxes(0, 1)  # [H, B, N]

@@ -164,7 +164,7 @@ class Reader:
 
 def _read_full(model, params, windows):
     rows, states = read_windows(model, params, windows)
-    gists = model.gistnet.apply({"params": params["gistnet"]}, states, method="blocks")
+    gists = model.gistnet.apply({"params": params["gistnet"]}, states, rows, method="blocks")
     n, block = len(windows), model.gist.block
     rows = Rows(*(_by_block(x, block) for x in rows))
     rows = Rows(*(x.reshape(n, -1, *x.shape[1:]) for x in rows))  # here, where copies are fast
@@ -185,7 +185,8 @@ def _read_more(model, params, prefix, tokens, before, length):
     )
     positions = p + length + jnp.arange(tokens.shape[0])
     out = read(model, params, tokens[None], positions[None], context, collect=True)
-    gists = model.gistnet.apply({"params": params["gistnet"]}, out.states, method="blocks")
+    made = {"params": params["gistnet"]}, out.states, out.rows
+    gists = model.gistnet.apply(*made, method="blocks")
     rows = Rows(*(x[:, 0].astype(jnp.float32) for x in out.rows))
     window = Rows(
         *(

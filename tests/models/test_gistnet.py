@@ -1,17 +1,23 @@
 """GistNet: whose gist is whose, and law 8 for what it puts into the base."""
 
 import dataclasses
+import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from mctx.errors import UserError
 from mctx.focus.bank import complete_gists
-from mctx.models.gistnet import MIXES, GistConfig
-from mctx.models.wrapped import Wrapped, gist_rows
-from tests.tiny import BASE, GIST, MODEL, drawn, params
+from mctx.models.base import Rows
+from mctx.models.gistnet import KEPT, MIXES, POOLS, GistConfig
+from mctx.models.wrapped import Wrapped, gist_rows, init_part, read_windows
+from mctx.training.gist import calibrated, principal
+from tests.tiny import BASE, GIST, MODEL, drawn, params, tokens
 
 BLOCKS = 8
 
@@ -24,20 +30,40 @@ def states():
 
 
 @pytest.fixture(scope="module")
-def tree():
-    return jax.jit(lambda p, s: MODEL.gistnet.apply({"params": p}, s, method="tree"))
+def rows():
+    rng = np.random.default_rng(1)
+    shape = (2, BASE.n_layers, 2, BLOCKS * GIST.block, BASE.n_kv_heads, BASE.head_dim)
+    return Rows(*jnp.asarray(rng.normal(size=shape), jnp.float32))
 
 
-def test_every_level_has_one_gist_for_each_node(states, tree):
-    gists = tree(params()["gistnet"], states)
-    assert [g.shape for g in gists] == [(2, n, GIST.slots, GIST.width) for n in (8, 4, 2)]
+@functools.cache
+def kind(pools):
+    """A model whose gists are made of states or of rows, its GistNet's parameters, and its trees
+    as one compiled function of these."""
+    gist = dataclasses.replace(GIST, pools=pools, slots=2 if pools == "rows" else 1)
+    model = dataclasses.replace(MODEL, gist=gist)
+    make = jax.jit(lambda p, *read: model.gistnet.apply({"params": p}, *read, method="tree"))
+    return model, drawn(model, "gistnet"), make
 
 
-def test_a_gist_is_a_function_of_what_its_node_covers(states, tree):
-    before = tree(params()["gistnet"], states)
+@pytest.mark.parametrize("pools", POOLS)
+def test_every_level_has_one_gist_for_each_node(states, rows, pools):
+    model, own, tree = kind(pools)
+    gists = tree(own, states, rows)
+    assert [g.shape for g in gists] == [(2, n, model.gist.slots, GIST.width) for n in (8, 4, 2)]
+
+
+@pytest.mark.parametrize("pools, what", [("states", "states"), ("rows", "states"), ("rows", "k")])
+def test_a_gist_is_a_function_of_what_its_node_covers(states, rows, pools, what):
+    _, own, tree = kind(pools)
+    before = tree(own, states, rows)
     block = 5
-    touched = states.at[:, 0, block * GIST.block].add(1.0)
-    after = tree(params()["gistnet"], touched)
+
+    def touched(x):
+        return x.at[:, 0, block * GIST.block].add(1.0)
+
+    changed = {"states": (touched(states), rows), "k": (states, rows._replace(k=touched(rows.k)))}
+    after = tree(own, *changed[what])
     for level, (a, b) in enumerate(zip(before, after, strict=True), 1):
         changed = np.abs(np.asarray(a - b)).max(axis=(2, 3)) > 1e-6  # [B, nodes]
         expected = np.zeros_like(changed)
@@ -46,14 +72,15 @@ def test_a_gist_is_a_function_of_what_its_node_covers(states, tree):
 
 
 @pytest.mark.parametrize("mix", MIXES)
-def test_a_gist_hears_every_layer_of_the_base(states, mix):
+def test_a_gist_hears_every_layer_of_the_base(states, rows, mix):
     """And its refinement is part of it, at every level."""
     model = dataclasses.replace(MODEL, gist=dataclasses.replace(GIST, mix=mix, refine=1))
     own = drawn(model, "gistnet")
 
     def size(own, states):
         return sum(
-            jnp.sum(g**2) for g in model.gistnet.apply({"params": own}, states, method="tree")
+            jnp.sum(g**2)
+            for g in model.gistnet.apply({"params": own}, states, rows, method="tree")
         )
 
     by_part, by_state = jax.jit(jax.grad(size, argnums=(0, 1)))(own, states)
@@ -61,16 +88,23 @@ def test_a_gist_hears_every_layer_of_the_base(states, mix):
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(by_part["refine0"]))
 
 
-def test_children_are_told_apart_by_their_place(states, tree):
-    own = tree(params()["gistnet"], states)[0]
-    k = GIST.block
-    turned = states.reshape(*states.shape[:2], BLOCKS, k, -1)[:, :, :, ::-1].reshape(states.shape)
-    assert jnp.abs(own - tree(params()["gistnet"], turned)[0]).max() > 1e-3
+@pytest.mark.parametrize("pools", POOLS)
+def test_children_are_told_apart_by_their_place(states, rows, pools):
+    _, own, tree = kind(pools)
+
+    def turned(x):
+        by_block = x.reshape(*x.shape[:2], BLOCKS, GIST.block, -1)
+        return by_block[:, :, :, ::-1].reshape(x.shape)
+
+    before = tree(own, states, rows)[0]
+    after = tree(own, turned(states), Rows(*map(turned, rows)))[0]
+    assert jnp.abs(before - after).max() > 1e-3
 
 
-def test_each_level_is_trained_as_that_level(states):
+def test_each_level_is_trained_as_that_level(states, rows):
     def size(p, level):
-        return jnp.sum(MODEL.gistnet.apply({"params": p}, states, method="tree")[level - 1] ** 2)
+        made = MODEL.gistnet.apply({"params": p}, states, rows, method="tree")
+        return jnp.sum(made[level - 1] ** 2)
 
     grads = jax.jit(jax.grad(size), static_argnums=1)(params()["gistnet"], 2)
     norms = {k: sum(float(jnp.abs(x).sum()) for x in jax.tree.leaves(v)) for k, v in grads.items()}
@@ -78,10 +112,45 @@ def test_each_level_is_trained_as_that_level(states):
     assert norms["lod3"] == 0 and norms["rows"] == 0
 
 
-def test_a_history_too_short_for_a_level_has_none_of_its_gists(states):
+def test_a_history_too_short_for_a_level_has_none_of_its_gists(states, rows):
     short = states[:, :, : GIST.block]
-    gists = jax.eval_shape(lambda s: complete_gists(MODEL, params(), s), short)
+    gists = jax.eval_shape(lambda *read: complete_gists(MODEL, params(), *read), short, rows)
     assert [g.shape[1] for g in gists] == [1, 0, 0]
+
+
+def test_a_fresh_slot_keeps_the_last_child_of_its_stretch(states, rows):
+    """As wide as rows, a calibrated gist is nine tenths of that one and a tenth of all others."""
+    layers, heads, size = BASE.n_layers, BASE.n_kv_heads, BASE.head_dim
+    width = 2 * layers * heads * size
+    gist = dataclasses.replace(GIST, pools="rows", slots=2, width=width)
+    model = dataclasses.replace(MODEL, gist=gist)
+    everything = {"base": params()["base"]}
+    text = tokens(8, 64)
+    own = calibrated(model, everything, init_part(model, "gistnet", jax.random.key(0)), text)
+    read, states = jax.jit(lambda t: read_windows(model, everything, t))(text)
+    gists = model.gistnet.apply({"params": own}, states, read, method="blocks")
+    emitted = gist_rows(model, {"gistnet": own}, gists)
+    for kept, row in zip(emitted, read, strict=True):
+        children = row.reshape(layers, -1, GIST.block, heads * size)
+        last = np.asarray(children)[:, :, GIST.block // 2 - 1 :: GIST.block // 2]
+        rest = (np.asarray(children).sum(axis=2, keepdims=True) - last) / (GIST.block - 1)
+        expected = KEPT * last + (1 - KEPT) * rest
+        np.testing.assert_allclose(kept.reshape(expected.shape), expected, atol=2e-3)
+
+
+def test_gists_that_keep_rows_enter_as_rows():
+    with pytest.raises(UserError, match="inject='kv'"):
+        GistConfig(pools="rows", inject="input")
+
+
+@given(st.integers(1, 6), st.integers(0, 2**31))
+@settings(max_examples=20)
+def test_principal_directions_hold_all_there_is_to_hold(rank, seed):
+    rng = np.random.default_rng(seed)
+    x = jnp.asarray(rng.normal(size=(40, rank)) @ rng.normal(size=(rank, 12)), jnp.float32)
+    found = principal(x, 8)
+    np.testing.assert_allclose(x @ found.T @ found, x, atol=1e-3 * float(jnp.abs(x).max()))
+    np.testing.assert_allclose(found @ found.T, np.eye(8), atol=1e-4)
 
 
 @pytest.mark.parametrize("inject", ["kv", "input"])

@@ -73,7 +73,7 @@ def test_a_session_finds_what_training_finds():
     def trained_on(params, tokens):
         rows, states, _ = read_history(MODEL, params, tokens)
         query, distance = states[:, :, -LENS.query :], jnp.arange(shape.blocks)[None, ::-1]
-        return bank_nodes(MODEL, shape, params, states, rows.k, query, distance, CONFIG.recent)
+        return bank_nodes(MODEL, shape, params, states, rows, query, distance, CONFIG.recent)
 
     nodes = trained_on(opened().params, tokens[None])
     got = finding.found_by(made)(shape.node_level, shape.node_index)

@@ -1,14 +1,18 @@
 """Ingest: in whatever pieces a text comes, the tree and the rows are the same (law 8)."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mctx.focus.bank import make_bank
 from mctx.models.wrapped import read_windows
-from mctx.tree.ingest import Ingest, tree_spec
+from mctx.tree.ingest import Ingest, Reader, tree_spec
 from mctx.tree.store import Tree
 from tests.runtime.small import BLOCK, MODEL, WINDOW, opened, place, reader, text
+from tests.tiny import drawn
 
 TEXT = text(7 * WINDOW + 9)
 
@@ -69,6 +73,22 @@ def test_a_tree_that_ends_inside_a_window_is_continued(whole, stop):
     after = list(Ingest(reader(), tree, 3).feed(TEXT[stop:]))
     for got, want in zip(joined([*before, *after]), whole[1], strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_gists_that_keep_rows_are_those_of_a_bank_however_they_came():
+    model = dataclasses.replace(MODEL, gist=dataclasses.replace(MODEL.gist, pools="rows"))
+    params = {**opened().params, "gistnet": drawn(model, "gistnet")}
+    complete = TEXT[: len(TEXT) // WINDOW * WINDOW]
+    bank = make_bank(model, params, complete[None])
+    for piece in (len(complete), BLOCK):  # whole windows, and windows that grow
+        tree = Tree.create(place(), tree_spec(model, "of rows"))
+        for _ in Ingest(Reader(model, params), tree).feed(complete[:piece]):
+            pass
+        for _ in Ingest(Reader(model, params), tree).feed(complete[piece:]):
+            pass
+        for level, want in enumerate(bank.gists, 1):
+            got = tree.gather(level, np.arange(tree.count(level)))
+            np.testing.assert_allclose(got, want[0], rtol=2**-6, atol=1e-2)  # bfloat16
 
 
 @pytest.mark.parametrize("rows", [0, WINDOW, 3 * WINDOW + BLOCK])
