@@ -45,22 +45,24 @@ class Ahead:
     def decided(self, session) -> Steps[Decision]:
         """What is decided for a session as it stands: made before, if it was for just this."""
         at = deciding.standing(session)
-        if self._at is not None and self._at.same(at):
-            yield from self._steps
-        else:
-            self._decision = None
-        decision = self._decision or (yield from deciding.deciding(session, at))
+        steps, decision = self._steps, None
+        if steps is not None and self._at is not None and self._at.same(at):
+            yield from steps
+            decision = self._decision
+        decision = decision or (yield from deciding.deciding(session, at))
         self.forget()
         return decision
 
     def _deciding(self, session) -> Steps[None]:
-        """What fails will fail again where it is due, and is raised there."""
+        """What fails is tried again where it is due, and is raised there."""
         try:
             self._at = deciding.coming(session)
             decision = yield from deciding.deciding(session, self._at)
-            self._decision = decision._replace(rows=_fetched(session, decision.layouts, self._at))
+            if not decision.blind:
+                rows = _fetched(session, decision.layouts, self._at)
+                self._decision = decision._replace(rows=rows)
         except (StoreError, UserError):
-            self._at = None
+            pass
 
 
 def _fetched(session, layouts: Layout, at: Standing) -> dict[int, Pair]:

@@ -28,7 +28,9 @@ def read_through(session, tokens: np.ndarray) -> list[tuple]:
 def growing(session, tokens: np.ndarray = NOTHING) -> Steps[None]:
     """Complete blocks: rows to the cache, states to the query, a node each; then refocus."""
     session.behind = True
-    for blocks in session.ingestion.feed(tokens):
+    session.ingestion.ask(tokens)
+    yield
+    for blocks in session.ingestion.feed(NOTHING):
         session.put(blocks)
         session.query = focusing.newest(session.query, jnp.asarray(blocks.states))
     fresh = session.tree.blocks - session.blocks

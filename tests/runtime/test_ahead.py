@@ -9,6 +9,7 @@ import pytest
 from mctx.errors import UserError
 from mctx.runtime import SessionBatch, ahead, assembly, deciding, focusing
 from mctx.tree.head import StoreError
+from mctx.tree.ingest import Ingest
 from tests.runtime.small import (
     BLOCK,
     CONFIG,
@@ -156,21 +157,27 @@ def test_lanes_ask_before_any_of_them_waits(config, monkeypatch):
     batch = SessionBatch(opened(), [place() for _ in range(3)], config, reader())
     for i, made in enumerate(batch.sessions):
         made.predict(text(6 * WINDOW, seed=i))
-    events, asked, scores_of = [], deciding._asked, focusing._scores_of
+    events = []
 
-    def ask(*arguments, **more):
-        events.append("ask")
-        return asked(*arguments, **more)
+    def told(where, name, event):
+        plain = getattr(where, name)
 
-    def wait(*arguments):
-        events.append("wait")
-        return scores_of(*arguments)
+        def telling(*arguments, **more):
+            events.append(event)
+            return plain(*arguments, **more)
 
-    monkeypatch.setattr(deciding, "_asked", ask)
-    monkeypatch.setattr(focusing, "_scores_of", wait)
+        monkeypatch.setattr(where, name, telling)
+
+    told(Ingest, "_asking", "read")
+    told(Ingest, "_append", "take")
+    told(deciding, "_asked", "ask")
+    told(focusing, "_scores_of", "wait")
     batch.generate([dict(tokens=BLOCK)] * 3)
-    assert events.count("ask") == events.count("wait") >= 3
-    assert config is AHEAD or events[:4] == ["ask"] * 3 + ["wait"]
+    read = [event for event in events if event in ("read", "take")]
+    looks = [event for event in events if event in ("ask", "wait")]
+    assert read == ["read"] * 3 + ["take"] * 3
+    assert looks.count("ask") == looks.count("wait") >= 3
+    assert config is AHEAD or looks[:4] == ["ask"] * 3 + ["wait"]
 
 
 def test_what_cannot_be_known_before_is_decided_when_it_is_due():
