@@ -5,7 +5,7 @@
     python -m experiments.bench allocator [--only=NAME,…] [--smoke] --json runs/allocator.json
     python -m experiments.bench resume [--only=NAME,…] [--smoke] --json runs/resume.json
     python -m experiments.bench runtime [--only=NAME,…] [--smoke] [--model=1b | --config=FILE]
-        [--seconds=N] --json runs/bench/runtime.json
+        [--seconds=N] [--decide=ahead] [--device-mib=N] --json runs/bench/runtime.json
     python -m experiments.bench growth [--smoke] [--model=1b | --config=FILE] [--seconds=N]
         --json runs/bench/growth.json
     python -m experiments.bench train [--only=NAME,…] [--corpus=DIR] [--smoke]
@@ -29,8 +29,8 @@ another number of processes; what saving costs; seconds from the command to the 
 runtime: a token, a question and a refocus behind a long history, against a short one and against
 full attention; sessions side by side; a stream's NLL against a slow reading. Its sizes are those
 of what JAX runs on. --model=1b measures random weights of Llama-3.2-1B's shape, --config those of
-a file of experiments/configs. What is known is written after every part; none is begun when
---seconds have passed.
+a file of experiments/configs. --decide and --device-mib are settings of its sessions. What is
+known is written after every part; none is begun when --seconds have passed.
 
 growth: milliseconds, memory and bytes read of a token against the length of the history, of a
 session, of full attention and of a sliding window; `experiments.report` draws them.
@@ -56,6 +56,7 @@ from experiments import entry, report
 from experiments.bench import allocator, growth, positions, pretraining, resume, runtime, tail, tree
 from experiments.bench.weights import MODELS
 from experiments.quickstart import SHIPPED
+from mctx.runtime.config import CHOICES
 
 BENCHES = dict(
     tail=tail,
@@ -85,6 +86,9 @@ def flags() -> argparse.ArgumentParser:
     drawn.add_argument("--model", choices=list(MODELS), help="runtime: random weights, by name")
     drawn.add_argument("--config", type=Path, help="runtime: random weights of this config")
     parser.add_argument("--seconds", type=float, default=1e9, help="runtime, growth: a budget")
+    decide = CHOICES["decide"]
+    parser.add_argument("--decide", choices=decide, default=decide[0], help="runtime: of sessions")
+    parser.add_argument("--device-mib", type=int, default=0, help="runtime: rows of blocks there")
     parser.add_argument("--corpus", type=Path, help="train: of `python -m data.corpus`")
     parser.add_argument("--dtype", default="float32", help="runtime: of a checkpoint's base")
     parser.add_argument("--only", default="", help="some of a bench's parts")

@@ -39,7 +39,22 @@ def share(subject: Subject, args: argparse.Namespace) -> list[dict]:
             goal, reached = (f"≤ {most}", np.median(some) <= most) if most else ("", True)
             unit = f"of {block} tokens"
             found.append(row(what, some, unit, goal, reached, ms=np.median(some) * between))
-    return found
+    return [*found, _between(subject, between)]
+
+
+def _between(subject, between) -> dict:
+    """All that a block's end takes, of the time of its steps: ingest, refocus, store."""
+    sizes, block = subject.sizes, subject.model.gist.block
+    session = subject.session()
+    session.ingest(subject.words(sizes.short))
+    pieces = max(1, sizes.tokens // block)
+    times = [
+        1e3 * seconds(lambda: session.generate(tokens=pieces * block)) / pieces
+        for _ in range(sizes.repetitions + 1)
+    ][1:]
+    shares = np.array(times) / between - 1
+    what = "what a block that is generated takes beyond its steps"
+    return row(what, shares, f"of {block} tokens", "", True, ms=np.median(shares) * between)
 
 
 def _reports(subject, settings) -> list[tuple[int, float]]:
@@ -65,7 +80,8 @@ def _reports(subject, settings) -> list[tuple[int, float]]:
 
 
 def changed(subject: Subject, args: argparse.Namespace) -> list[dict]:
-    """A refocus that swaps four blocks for four others, warm, against reading the window again."""
+    """A refocus that swaps four blocks for four others, warm, against reading the window again;
+    and what is left of it where it was decided before."""
     sizes, model = subject.sizes, subject.model
     session, turn = subject.session(), itertools.count()
     session.ingest(subject.words(sizes.short))
@@ -79,13 +95,16 @@ def changed(subject: Subject, args: argparse.Namespace) -> list[dict]:
         return table
 
     session.worths = worths
-    for _ in range(4):
-        session.refocus()
+    layouts = [(session.refocus(), session.layouts)[1] for _ in range(6)][-2:]
     reports = []
     session.on_refocus = lambda _, report: reports.append(report)
     times = [
         seconds(lambda: (session.refocus(), session.assembly.buffer)[1])
         for _ in range(4 * sizes.repetitions)
+    ]
+    placed = [
+        seconds(lambda: (session.place(layout), session.assembly.buffer)[1])  # noqa: B023
+        for layout in layouts * (2 * sizes.repetitions)
     ]
     prefill, words = read_once(model), subject.words(session.config.budget, 1)
     params = subject.opened.params
@@ -99,7 +118,12 @@ def changed(subject: Subject, args: argparse.Namespace) -> list[dict]:
     what = f"prefill of {entries:,} entries, of a refocus of 8 changed nodes"
     large = entries >= 4096
     goal, reached = ("≥ 20", np.median(ratios) >= 20) if large else ("", True)
-    return [row(what, ratios, "×", goal, reached, **more)]
+    decided = np.median(whole) / np.array(placed)
+    left = dict(ms=1e3 * float(np.median(placed)))
+    return [
+        row(what, ratios, "×", goal, reached, **more),
+        row("the same, decided before", decided, "×", "", True, **left),
+    ]
 
 
 def gate(subject: Subject, args: argparse.Namespace) -> list[dict]:

@@ -58,6 +58,7 @@ class Subject:
         self.opened = opened(args)._replace(tokenizer=weights.Numbers())
         self.model, self.sizes, self.seed = self.opened.model, sizes, args.seed
         self.reader = Reader(self.model, self.opened.params)
+        self._settings = dict(decide=args.decide, device_bytes=args.device_mib * 2**20)
         self._names = itertools.count()
         self._long: dict[int, Tree] = {}
 
@@ -70,7 +71,7 @@ class Subject:
         fixed = dict(budget=budget, recent=max(1, budget // (4 * gist.block)), show=(True, False))
         room = dict(capacity=max(512, 1 << (2 * coarsest).bit_length()), commit_every=64)
         room |= dict(find=False)
-        return SessionConfig(**fixed | room | changes)
+        return SessionConfig(**fixed | room | self._settings | changes)
 
     def words(self, length: int, which: int = 0) -> np.ndarray:
         """Tokens drawn by chance: [length]."""

@@ -24,6 +24,7 @@ from mctx.tree.store import Tree
 POLICIES = {
     "window": dict(tail="window"),
     "keep": dict(tail="keep"),
+    "keep, decided ahead": dict(tail="keep", decide="ahead"),
     "reread 32": dict(tail="reread", reread=32),
     "reread 128": dict(tail="reread", reread=128),
     "reread 512": dict(tail="reread", reread=512),

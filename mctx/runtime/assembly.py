@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -15,11 +16,13 @@ from mctx.runtime import reading
 from mctx.runtime.cache import BlockCache
 from mctx.runtime.lanes import Lanes
 from mctx.runtime.rows import Buffer, Tail
+from mctx.runtime.storeys import Pair
 from mctx.tree.store import Tree
 
 BLOCKS_AT_ONCE = 4  # of rows written by one call of fixed shape
 GISTS_AT_ONCE = 32
 MOVES_AT_ONCE = 64
+NOTHING: Mapping[int, Pair] = MappingProxyType({})
 
 
 GistRows = Callable[[int, np.ndarray], Rows]  # level, indices [m] -> [L, GISTS_AT_ONCE·slots, …]
@@ -100,8 +103,21 @@ class Assembly:
         level, index = np.repeat(level, cost), np.repeat(index, cost)
         return slots.encode(level, index, offset, np.zeros_like(level))
 
+    def lacking(self, layouts: Layout) -> np.ndarray:
+        """Blocks shown by layouts [H, n] of which a head holds no rows of their windows: [m]."""
+        new = []
+        for head, held in enumerate(self._keys):
+            wanted = self.wanted(_of_head(layouts, head))
+            new.append(wanted[~slots.within(wanted, np.unique(held))[0]])
+        parts = slots.decode(np.concatenate(new))
+        return np.unique(parts.index[parts.level == 0])
+
     def assemble(
-        self, layouts: Layout, decoded: Decoded | None = None, before: int | None = None
+        self,
+        layouts: Layout,
+        decoded: Decoded | None = None,
+        before: int | None = None,
+        ready: Mapping[int, Pair] = NOTHING,
     ) -> Written:
         """Makes every head hold what its layout shows; writes only what changed. It is not read
         before heads `stand` on it.
@@ -110,13 +126,16 @@ class Assembly:
           layouts: [H, n], on the host.
           decoded: rows of the tail to keep, or None.
           before: blocks from this one on are left out: the tail will read them again.
+          ready: rows of blocks that were fetched before.
         """
         heads = len(self._keys)
         wanted = [self._wanted(h, layouts, decoded, before) for h in range(heads)]
         plans = [slots.plan(self._keys[h], wanted[h]) for h in range(heads)]
         new = slots.decode(np.concatenate([plan.new_key for plan in plans]))
         # All windows that miss are read at once, and before anything is written.
-        blocks = self._cache.fetch(np.unique(new.index[(new.level == 0) & (new.kept == 0)]))
+        windows = np.unique(new.index[(new.level == 0) & (new.kept == 0)])
+        absent = np.array([block for block in windows.tolist() if block not in ready], np.int64)
+        blocks = {**ready, **self._cache.fetch(absent)}
         self._stands = False
         for head, plan in enumerate(plans):
             self._keys[head] = slots.EMPTY  # should anything fail, these rows are written anew
@@ -138,7 +157,7 @@ class Assembly:
         return parts.level[first], parts.index[first]
 
     def _wanted(self, head, layouts, decoded, before):
-        layout = Layout(*(np.asarray(x)[head] for x in layouts))
+        layout = _of_head(layouts, head)
         wanted = self._as_decoded(head, self.wanted(layout), layout, decoded)
         if before is not None:
             parts = slots.decode(wanted)
@@ -240,3 +259,6 @@ class Assembly:
         """Row numbers padded by one past the buffer, which a scatter drops."""
         return np.pad(rows, (0, size - len(rows)), constant_values=self._keys.shape[1])
 
+
+def _of_head(layouts: Layout, head: int) -> Layout:
+    return Layout(*(np.asarray(x)[head] for x in layouts))

@@ -14,6 +14,7 @@ CHOICES = {
     "merger": ("learned", "average"),
     "tail": ("window", "keep", "reread"),
     "cold": ("sync", "async"),
+    "decide": ("now", "ahead"),
 }
 
 
@@ -27,6 +28,9 @@ class SessionConfig:
       router: 'static', 'utility' or 'learned'; merger: 'learned' or 'average'.
       sink, recent: blocks always shown; every: blocks between refocuses.
       rounds: lens-and-allocator steps in a refocus, a level each; 0 = as many as levels.
+      decide: what the lens is told of the present: 'now' as it is at the refocus, which waits for
+        it; 'ahead' as it was at the refocus before, so that the decision is made while tokens are
+        read.
       tail: 'window' (recent blocks use ingest rows), 'keep' (rows as decoded), or 'reread'
         (the last `reread` tokens are read again under the new layout).
       show: by level from LOD0, whether nodes are shown or silent; () = all that are trained.
@@ -57,6 +61,7 @@ class SessionConfig:
     recent: int = 4
     every: int = 1
     rounds: int = 0
+    decide: str = "now"
     tail: str = "keep"
     reread: int = 128
     show: tuple[bool, ...] = ()

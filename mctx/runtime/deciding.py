@@ -2,63 +2,120 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from mctx.focus.allocator import Edits
-from mctx.focus.layout import Layout, validate
+from mctx.focus.layout import Dead, Layout, validate
 from mctx.models.router import Routing
 from mctx.runtime import finding, focusing, reading
 from mctx.runtime.focusing import Scores
 from mctx.runtime.shelf import Shelf
+from mctx.runtime.steps import Steps
+from mctx.runtime.storeys import Pair
 from mctx.tree.head import StoreError
 
 
-class Decision(NamedTuple):
-    """What a refocus decided; the session's layouts are edited already.
+class Standing(NamedTuple):
+    """What a decision is made from; from the same the same comes out, whenever it is made.
 
     Attributes:
+      layouts: [H, n], on the host, of `blocks` blocks; now: number of the refocus.
+      query: [L + 1, Q, D], what the lens is told of the present.
+      dead_runs, dead: blocks that are never shown.
+    """
+
+    layouts: Layout
+    blocks: int
+    now: int
+    query: jax.Array
+    dead_runs: np.ndarray
+    dead: Dead
+
+    def same(self, other: Standing) -> bool:
+        """Whether both are one."""
+        apart = zip(self.layouts, other.layouts, strict=True)
+        return (
+            (self.blocks, self.now) == (other.blocks, other.now)
+            and self.query is other.query
+            and self.dead_runs is other.dead_runs
+            and all(np.array_equal(*pair) for pair in apart)
+        )
+
+
+def standing(session) -> Standing:
+    """Of a session whose refocus is due."""
+    query = session.query if session.config.decide == "now" else session.query_before
+    when = session.blocks, session.refocuses, query
+    return Standing(session.layouts, *when, session.dead_runs, session.dead)
+
+
+def coming(session) -> Standing:
+    """How a session whose refocus is over will stand when the next is due, if it only reads on; all
+    of it is known before, where the lens is told of the present as it was a refocus ago."""
+    now, more = session.refocuses, session.config.every - session.fresh
+    blocks, dead = session.blocks + more, session.dead
+    at = np.int32(blocks), np.int32(more), np.int32(now)
+    layouts = focusing.on_host(focusing.append, session.focus, session.layouts, *at, dead)
+    return Standing(layouts, blocks, now, session.query_before, session.dead_runs, dead)
+
+
+class Decision(NamedTuple):
+    """What a refocus decided.
+
+    Attributes:
+      layouts: the edited ones.
       scored, scores: the layouts that were looked at last, and what was seen.
       edits: of every round.
       blind: whether a store that failed let nothing be scored; then only what must go is given up.
+      rows: of blocks that it shows anew, as far as they were fetched before it was due.
     """
 
+    layouts: Layout
     scored: Layout
     scores: Scores
     edits: list[Edits]
     blind: bool
+    rows: Mapping[int, Pair] = MappingProxyType({})
 
 
-def decide(session) -> Decision:
-    """Scores the session's layouts and edits them, in rounds of one level step.
+def deciding(session, at: Standing) -> Steps[Decision]:
+    """Scores layouts and edits them, in rounds of one level step; in steps that end where the lens
+    or the allocator has been asked and is not waited for.
 
     Raises:
       StoreError: gists cannot be read, and cold nodes are waited for ('sync').
     """
-    edits, blind = [], False
+    layouts, edits, blind = at.layouts, [], False
     session.looks.clear()
     try:
-        score = _scorer(session)
-        first = score()
+        ask = _scorer(session, at)
+        asked = ask(layouts)
     except StoreError:
         if session.config.cold == "sync":
             raise
-        blind, first = True, _nothing(session)
+        blind, asked = True, lambda: _nothing(layouts)
     for i in range(session.config.rounds or session.focus.levels):
-        scored, scores = session.layouts, first if i == 0 else score()
-        at = np.int32(session.blocks), np.int32(session.refocuses)
-        session.layouts, done = focusing.on_host(
-            focusing.edit, session.focus, session.layouts, scores, *at, session.dead
+        asked = ask(layouts) if i else asked
+        yield
+        scored, scores = layouts, asked()
+        now = np.int32(at.blocks), np.int32(at.now)
+        edited = focusing.later_on_host(
+            focusing.edit, session.focus, layouts, scores, *now, at.dead
         )
+        yield
+        layouts, done = edited()
         edits.append(done)
         if np.any(done.spent > session.focus.budget):
-            validate(session.focus, session.blocks)  # says what has outgrown what
+            validate(session.focus, at.blocks)  # says what has outgrown what
         if blind or not np.any(done.expanded | done.collapsed | done.forced):
             break  # a fixed point: the same scores would choose nothing again
-    return Decision(scored, scores, edits, blind)
+    return Decision(layouts, scored, scores, edits, blind)
 
 
 def route(session, decision: Decision) -> Routing:
@@ -73,8 +130,13 @@ def route(session, decision: Decision) -> Routing:
 
 
 def lens(session, focus, layouts: Layout, heads: np.ndarray) -> Scores:
-    """What the lens says of some layouts, under the adapters of `heads`."""
-    history = session.query, session.blocks, session.dead_runs
+    """What the lens says of some layouts as the session stands, under the adapters of `heads`."""
+    return _asked(session, standing(session), focus, layouts, heads)()
+
+
+def _asked(session, at, focus, layouts, heads) -> Callable[[], Scores]:
+    """The lens is asked; what it says is waited for by who calls."""
+    history = at.query, at.blocks, at.dead_runs
     kind = focus, heads.tobytes()
     before, last = session.looks.get(kind, ((), None))
     same = before and all(a is b for a, b in zip(before, history, strict=True))
@@ -84,7 +146,7 @@ def lens(session, focus, layouts: Layout, heads: np.ndarray) -> Scores:
         focus,
         layouts,
         _shelf(session, focus),
-        finding.found_by(session),
+        finding.found_by(session, *history),
         *history,
         heads,
         last if same else None,
@@ -104,27 +166,29 @@ def _shelf(session, focus) -> Shelf:
     return session.shelves[focus]
 
 
-def _scorer(session) -> Callable[[], Scores]:
-    """What scores the layouts as they stand, nats of the best block: the lens, or `worths`.
+def _scorer(session, at) -> Callable[[Layout], Callable[[], Scores]]:
+    """What asks for scores of layouts, nats of the best block: of the lens, or `worths`.
 
     What a refocus looks at once and for all (a table of worths, the staging view) is here.
     """
     if session.worths:
         table = np.array(session.worths(session))
-        for start, stop in session.dead_runs:
+        for start, stop in at.dead_runs:
             table[..., start:stop] = 0.0
-        return lambda: focusing.table_scores(session.focus, session.layouts, table)
-    heads = np.arange(session.config.heads)
+        return lambda layouts: partial(focusing.table_scores, session.focus, layouts, table)
+    asked = partial(_asked, session, at, session.focus, heads=np.arange(session.config.heads))
     if not session.staging:
-        return lambda: lens(session, session.focus, session.layouts, heads)
+        return asked
     session.staging.refresh(session)
     found = session.staging.look(session)
-    return lambda: session.staging.inform(
-        session, lens(session, session.focus, session.layouts, heads), found
-    )
+    return lambda layouts: partial(_informed, session, layouts, asked(layouts), found)
 
 
-def _nothing(session) -> Scores:
+def _informed(session, layouts, asked, found):
+    return session.staging.inform(session, layouts, asked(), found)
+
+
+def _nothing(layouts) -> Scores:
     """Of layouts of which nothing can be seen: nothing is worth opening."""
-    zeros = np.zeros(np.shape(session.layouts.level), np.float32)
+    zeros = np.zeros(np.shape(layouts.level), np.float32)
     return Scores(zeros, zeros)

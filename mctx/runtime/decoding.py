@@ -10,8 +10,10 @@ tail's length are not read by anything.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ from mctx.runtime import reading, tailing
 from mctx.runtime.reading import Draws, Said
 from mctx.runtime.rows import Tail
 from mctx.runtime.sampling import Sampling
+from mctx.runtime.steps import Steps, more
 
 AHEAD = 2  # steps under way behind the one whose token is waited for
 
@@ -50,6 +53,11 @@ class Line:
     def wants(self) -> bool:
         """Whether another step may be begun before a refocus."""
         return not self.ended and len(self.said) < self.steps
+
+    @property
+    def over(self) -> bool:
+        """Whether a piece is, and a refocus is due or the end is reached."""
+        return not self.ended and not self.wants
 
     def begin(self) -> None:
         """A piece begins where the session stands; what the tail was is kept to go back to."""
@@ -81,7 +89,7 @@ class Drawing:
         self._kind = kinds.pop() if len(kinds) == 1 else "cut"
         self._static = one.model, one.config.merger == "learned", self._kind
         self._params, self._prefix_bias = one.params, jnp.asarray(one.prefix_bias)
-        self._draws = self._settings()
+        self._draws, self._count = self._settings(), itertools.count()
         self._tails: Tail | None = None
 
     def tokens(self) -> Iterator[tuple[Line, int]]:
@@ -93,6 +101,7 @@ class Drawing:
                     self._step([line for line in self._lines if line.wants])
                 for line in self._lines:
                     yield from self._known(line)
+                self._go_on([line for line in self._lines if line.over])
         except Exception:
             for line in self._lines:  # what a step was reading is lost with it
                 line.ended = True
@@ -107,8 +116,9 @@ class Drawing:
     def close(self, line: Line) -> None:
         """As `end`, and raises what fails."""
         if self._tails is not None and not line.ended:
-            line.ended = True
-            self._keep(line)
+            line.ended, steps = True, self._keep(line)
+            while _step_of(steps, line):
+                pass
 
     def _settings(self) -> Draws:
         """Of every lane; numbers and active change at every step."""
@@ -150,6 +160,9 @@ class Drawing:
             line.session.spending.read(1)
             line.said.append(said)
             line.waiting.append(said)
+        # One line thinks ahead a step: no more than the steps under way hide from the device.
+        session = lines[next(self._count) % len(lines)].session
+        session.ahead.think(session)
 
     def _known(self, line) -> Iterator[tuple[Line, int]]:
         """Tokens of a line that are waited for; where they are the piece's last, it is history."""
@@ -162,17 +175,26 @@ class Drawing:
             yield line, token
             if line.ended:
                 return
-        if not line.ended and not line.wants:
-            self._guarded(line, self._next_piece)
 
-    def _next_piece(self, line):
+    def _go_on(self, lines):
+        """What lines have said becomes history and their next pieces begin, side by side: all ask
+        the device before any waits for it."""
+        under_way = [(line, self._next_piece(line)) for line in lines]
+        while under_way:
+            under_way = [
+                (line, steps)
+                for line, steps in under_way
+                if self._guarded(line, partial(_step_of, steps)) and not line.ended
+            ]
+
+    def _next_piece(self, line) -> Steps[None]:
         line.number += len(line.handed)
-        self._keep(line)
+        yield from self._keep(line)
         line.begin()
         if not line.ended:
             self._tails = reading.with_tail(self._tails, line.lane, line.session.tail)
 
-    def _keep(self, line):
+    def _keep(self, line) -> Steps[None]:
         """Takes what was handed out into the session's history, and forgets what is behind it."""
         tail, said, handed = reading.tail_of(self._tails, line.lane), line.said, line.handed
         if len(handed) < len(said):
@@ -184,19 +206,15 @@ class Drawing:
         line.session.tail, line.said, line.handed = tail, [], []
         if not handed:
             return
-        line.busy = True
-        try:
-            at = slice(line.lane, line.lane + 1)
-            nll = [(np.asarray(one.nll)[at], 1) for one in said[: len(handed)]]
-            line.session.take(np.array(handed, np.int32), nll)
-        finally:
-            line.busy = False
+        at = slice(line.lane, line.lane + 1)
+        nll = [(np.asarray(one.nll)[at], 1) for one in said[: len(handed)]]
+        yield from line.session.taking(np.array(handed, np.int32), nll)
 
     def _guarded(self, line, action):
-        """What fails is this line's alone."""
+        """What an action returns; what fails is this line's alone."""
         try:
             with line.session.room():
-                action(line)
+                return action(line)
         except Exception as error:
             line.ended, line.error = True, error
 
@@ -207,6 +225,15 @@ class Drawing:
         errors = [line.error for line in self._lines if line.error]
         if errors:
             raise errors[0]
+
+
+def _step_of(steps: Steps[None], line: Line) -> bool:
+    """One step of what a line does; whether another may follow."""
+    line.busy = True
+    try:
+        return more(steps)
+    finally:
+        line.busy = False
 
 
 @functools.lru_cache(maxsize=64)

@@ -187,10 +187,11 @@ def finders_of(session) -> Finding | None:
     return Finding(*of, session.focus.recent, PIECE)
 
 
-def found_by(session) -> Gather:
-    """What is found in a session as it stands, once for all rounds of a refocus."""
+def found_by(session, query: jax.Array, blocks: int, dead: np.ndarray) -> Gather:
+    """What is found in a session's history, once for all rounds of a refocus; see
+    `Finding.look`."""
     if session.finding:
-        return session.finding.look(session.query, session.blocks, session.dead_runs)
+        return session.finding.look(query, blocks, dead)
     return lambda level, index: nothing_found(session.model, level.shape)
 
 

@@ -36,15 +36,17 @@ class Scores(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What the lens saw.
+    """What the lens saw, or will have seen when it is waited for.
 
     Attributes:
       nodes: [H, m] keys of the candidates, rising; of a block and of its gist it is the same.
-      scores: [H, m], nats.
+      order: [H, m], the place of each in `seen`.
+      seen: [H, m], nats, on the way to the host.
     """
 
     nodes: np.ndarray
-    scores: np.ndarray
+    order: np.ndarray
+    seen: jax.Array
 
 
 def prefetch(tree: Tree, layouts: Layout, before: Layout | None = None) -> None:
@@ -84,12 +86,18 @@ def on_host(function: Callable, *args):
     Layouts live there, and editing them is many small steps, and loops that end when they are
     done: an accelerator would wait for its own answer at every one of them.
     """
+    return later_on_host(function, *args)()
+
+
+def later_on_host(function: Callable, *args) -> Callable:
+    """As `on_host`, begun here beside what follows, and waited for by whoever calls."""
 
     def here(x):  # `device_get` of many small arrays takes as long as an edit
         return np.asarray(x) if isinstance(x, jax.Array) else x
 
     with jax.default_device(_host()):
-        return jax.tree.map(here, function(*jax.tree.map(here, args)))
+        made = function(*jax.tree.map(here, args))
+    return lambda: jax.tree.map(here, made)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -157,8 +165,10 @@ def lens_scores(
     dead: np.ndarray,
     heads: np.ndarray,
     last: Look | None = None,
-) -> tuple[Scores, Look]:
+) -> tuple[Callable[[], Scores], Look]:
     """LensNet over the nodes of every layout and their parents, each looked at once.
+
+    The device is asked here, and waited for by whoever calls for the scores.
 
     As in training, candidates are the gists that cover none of the recent blocks, and no node is
     there twice: a block and its gist are one candidate, and siblings share one parent. Nodes
@@ -174,7 +184,7 @@ def lens_scores(
         blocks are tokens have the same candidates: nothing is looked at again.
     """
     level, index = np.asarray(layouts.level), np.asarray(layouts.index)
-    n, (up, where) = level.shape[1], _distinct_parents(cfg, layouts, blocks)
+    up, where = _distinct_parents(cfg, layouts, blocks)
     level = np.concatenate([level, up[0]], axis=1)
     index = np.concatenate([index, up[1]], axis=1)
     keys = np.maximum(level, 1).astype(np.int64) << LEVEL_SHIFT | index
@@ -182,21 +192,30 @@ def lens_scores(
     keys = np.take_along_axis(keys, order, axis=1)
     if last is None or not np.array_equal(keys, last.nodes):
         seen = _seen(model, params, cfg, level, index, shelf, found, query, blocks, dead, heads)
-        last = Look(keys, np.take_along_axis(seen, order, axis=1))
-    scores = np.empty(level.shape, np.float32)
-    np.put_along_axis(scores, order, last.scores, axis=1)
-    return Scores(scores[:, :n], np.take_along_axis(scores, where, axis=1)), last
+        last = Look(keys, order, seen)
+    return functools.partial(_scores_of, last, order, where), last
+
+
+def _scores_of(look, order, where):
+    """Scores of the nodes that stood in `order` [H, m], and of those `where` [H, n] above the first
+    n; waits for the look."""
+    rising = np.take_along_axis(np.asarray(look.seen), look.order, axis=1)
+    scores = np.empty_like(rising)
+    np.put_along_axis(scores, order, rising, axis=1)
+    return Scores(scores[:, : where.shape[1]], np.take_along_axis(scores, where, axis=1))
 
 
 def _seen(model, params, cfg, level, index, shelf, found, query, blocks, dead, heads):
-    """The lens's scores of some nodes, on the host: [H, m]."""
+    """The lens's scores of some nodes, on their way to the host: [H, m]."""
     end = (index + 1) * cfg.spans[level]
     live = live_within(dead, end - cfg.spans[level], end) > 0
     valid = (index >= 0) & (end <= blocks - cfg.recent) & live
     places, distance = shelf.places(level, index), np.maximum(blocks - end, 0)
     facts = np.stack([places, np.maximum(level, 1), distance, valid]).astype(np.int32)
     nodes = shelf.table, facts, found(level, index), heads.astype(np.int32)
-    return np.asarray(_apply_lens(model, params["lensnet"], query, *nodes))
+    seen = _apply_lens(model, params["lensnet"], query, *nodes)
+    seen.copy_to_host_async()
+    return seen
 
 
 def most_parents(cfg: FocusConfig, nodes: int) -> int:

@@ -7,9 +7,10 @@ import time
 from mctx.runtime import cold, deciding, focusing, tailing
 from mctx.runtime.assembly import Decoded
 from mctx.runtime.memory import room_for
+from mctx.runtime.steps import Steps
 
 
-def refocus(session) -> dict:
+def refocusing(session) -> Steps[dict]:
     """Returns its telemetry. If it raises, the session's layouts are lawful and its tail is as it
     was: it can be made again."""
     began = time.perf_counter()
@@ -17,7 +18,8 @@ def refocus(session) -> dict:
     settings = "capacity", "heads", "staging_capacity"
     settings += ("find",) * bool(session.finding)
     with room_for("the lens's look at the layouts", session.config, *settings):
-        decision = deciding.decide(session)
+        decision = yield from session.ahead.decided(session)
+    session.layouts = decision.layouts
     decided = time.perf_counter()
     focusing.prefetch(session.tree, session.layouts, session.prefetched)
     session.prefetched = session.layouts
@@ -39,7 +41,7 @@ def _assemble(session, shown, decision):
     again = tailing.live(session, reread if session.config.tail == "reread" else 0)
     tokens = tailing.tokens_of(session, again) if len(again) else None
     before = again[0] if len(again) else None
-    written = session.assembly.assemble(shown, _decoded(session), before)
+    written = session.assembly.assemble(shown, _decoded(session), before, decision.rows)
     tailing.clear(session, deciding.route(session, decision))
     if len(again):
         tailing.read(session, tokens)

@@ -194,7 +194,10 @@ def _arrays(session) -> dict[str, np.ndarray]:
         "tail": session.tail._replace(rows=None)._asdict() | session.tail.rows._asdict(),
         "assembly": session.assembly.state(),
         "cache": _cached(session),
-        "session": {"query": np.asarray(session.query)},
+        "session": {
+            "query": np.asarray(session.query),
+            "query_before": np.asarray(session.query_before),
+        },
     }
     if "ingestion" in session.__dict__:
         parts["ingestion"] = session.ingestion.state()
@@ -220,7 +223,9 @@ def _restore(saved: Saved, session) -> None:
         return {n.removeprefix(f"{part}/"): x for n, x in found if n.startswith(f"{part}/")}
 
     facts, tail, cached = saved.facts, of("tail"), of("cache")
-    session.stand(facts["blocks"], saved.arrays["session/query"])
+    query = saved.arrays["session/query"]
+    session.stand(facts["blocks"], query)
+    session.query_before = jnp.asarray(saved.arrays.get("session/query_before", query))
     session.fresh, session.has_read = facts["fresh"], facts["has_read"]
     session.refocuses = facts["refocuses"]
     session.layouts, session.shown = Layout(**of("layouts")), Layout(**of("shown"))

@@ -28,7 +28,17 @@ from mctx.focus.layout import Dead, FocusConfig, Layout, validate
 from mctx.models.attention import NEGATIVE
 from mctx.models.router import Routing
 from mctx.opened import Opened
-from mctx.runtime import deciding, decoding, focusing, generation, refocusing, saving, tailing
+from mctx.runtime import (
+    deciding,
+    decoding,
+    focusing,
+    generation,
+    growing,
+    refocusing,
+    saving,
+    tailing,
+)
+from mctx.runtime.ahead import Ahead
 from mctx.runtime.assembly import Assembly, GistRows
 from mctx.runtime.cache import BlockCache
 from mctx.runtime.config import SessionConfig, check, focus_configs
@@ -40,6 +50,7 @@ from mctx.runtime.sampling import Sampling
 from mctx.runtime.shelf import Shelf
 from mctx.runtime.spending import Spending
 from mctx.runtime.staged import Staging
+from mctx.runtime.steps import Steps, finish
 from mctx.runtime.storing import Storing
 from mctx.runtime.watching import Probe, Watch
 from mctx.tree.documents import Span
@@ -47,7 +58,6 @@ from mctx.tree.ingest import Blocks, Ingest, Reader
 from mctx.tree.store import Tree
 
 Worths = Callable[["Session"], np.ndarray]
-NOTHING = np.zeros(0, np.int32)
 COMMIT_TOKENS = 2**16  # of a long text that is ingested, between two commits
 
 
@@ -109,8 +119,8 @@ class Session:
         self.prefetched: Layout | None = None
         self.shelves: dict[FocusConfig, Shelf] = {}
         self.looks: dict[tuple, tuple] = {}
-        self.refocuses = 0
-        self._owed = self._behind = False
+        self.refocuses, self.ahead = 0, Ahead()
+        self._owed = self.behind = False
         # Nothing that a session holds holds it: its memory is free as soon as it is let go.
         self._drawing: Callable[[], decoding.Line | None] = lambda: None
         if saved:
@@ -162,7 +172,7 @@ class Session:
         """Adds text or ids to the history without predicting it, commits; returns tokens added."""
         self._ready(grows=True)
         tokens = self._ids(text)
-        self._behind = True
+        self.behind = True
         with self.room():
             for blocks in self.ingestion.feed(tokens, self.rows_wanted):
                 self.put(blocks)
@@ -301,8 +311,8 @@ class Session:
     def stand(self, blocks: int, query: np.ndarray) -> None:
         """At a block's border of the tree as it is now; query: [L + 1, Q, D]."""
         self.blocks, self.fresh, self.has_read = blocks, 0, False
-        self.query = jnp.asarray(query)
-        self._behind = False
+        self.query = self.query_before = jnp.asarray(query)
+        self.behind = False
         self.dead_runs = self.tree.dead
         self.dead = Dead.of(self.dead_runs)
 
@@ -314,9 +324,14 @@ class Session:
 
     def refocus(self) -> dict:
         """Scores, edits, and streams in what changed; returns this refocus's telemetry."""
+        return finish(self.refocusing())
+
+    def refocusing(self) -> Steps[dict]:
+        """As `refocus`, in steps."""
         self._owed = True
-        report = refocusing.refocus(self)
+        report = yield from refocusing.refocusing(self)
         self.refocuses += 1
+        self.query_before = self.query
         self.fresh, self._owed = 0, False
         if self.on_refocus:
             self.on_refocus(self, report)
@@ -345,9 +360,7 @@ class Session:
             known, nll = self.has_read, []
             while len(tokens):
                 piece, tokens = np.split(tokens, [self.due])
-                read = tailing.read(self, piece)
-                nll += read
-                self.take(piece, read)
+                nll += growing.read_through(self, piece)
             nll = np.concatenate([part[:count] for part, count in jax.device_get(nll)])
         nll[:1] = nll[:1] if known else np.nan
         return nll
@@ -358,32 +371,11 @@ class Session:
         waiting = len(self.ingestion.waiting)
         return self.interval - self.fresh * self.model.gist.block - waiting
 
-    def take(self, tokens: np.ndarray, nll: list[tuple]) -> None:
+    def taking(self, tokens: np.ndarray, nll: list[tuple]) -> Steps[None]:
         """Tokens that were read, at most `due`, become history: blocks, gists, then a refocus."""
         self.has_read = True
         self.probe.saw(tokens, nll)
-        self._observe(tokens)
-
-    def _observe(self, tokens):
-        """Complete blocks: rows to the cache, states to the query, a node each; then refocus."""
-        self._behind = True
-        for blocks in self.ingestion.feed(tokens):
-            self.put(blocks)
-            self.query = focusing.newest(self.query, jnp.asarray(blocks.states))
-        fresh = self.tree.blocks - self.blocks
-        if fresh > self.config.every:  # of a text whose ingest failed half way
-            return self.seek(self.tree.blocks)
-        self.blocks, self._behind = self.tree.blocks, False
-        if fresh:
-            self.fresh += fresh
-            at = np.int32(self.blocks), np.int32(fresh), np.int32(self.refocuses)
-            self.layouts = focusing.on_host(
-                focusing.append, self.focus, self.layouts, *at, self.dead
-            )
-        if self.fresh >= self.config.every:
-            self.refocus()
-            if self.refocuses % self.config.commit_every == 0:
-                self.storing.due()
+        yield from growing.growing(self, tokens)
 
     def _ready(self, grows: bool = False):
         """Ends a stream that is open, and does what an error has left undone.
@@ -396,8 +388,8 @@ class Session:
             self._drawing = lambda: None
         if grows and self.storing.full:
             self.storing.due()
-        if self._behind:
-            self._observe(NOTHING)
+        if self.behind:
+            finish(growing.growing(self))
         if self._owed:
             self.refocus()
 

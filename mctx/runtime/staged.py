@@ -65,8 +65,8 @@ class Staging:
         return session.lens(self.focus, wide, np.arange(heads)).own
 
     def inform(
-        self, session, scores: focusing.Scores, found: jax.Array
+        self, session, layouts: Layout, scores: focusing.Scores, found: jax.Array
     ) -> focusing.Scores:
         """The heads' scores, raised by what each finds among the staged nodes."""
         one = jax.tree.map(lambda x: x[0], self.layout)
-        return focusing.with_staging(session.focus, session.layouts, scores, one, found)
+        return focusing.with_staging(session.focus, layouts, scores, one, found)

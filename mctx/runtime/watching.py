@@ -8,6 +8,7 @@ import numpy as np
 
 from mctx.focus.layout import FocusConfig
 from mctx.runtime import reading
+from mctx.runtime.buffer import within
 
 AGES = (8, 64, 512, 4096)  # blocks: borders of the age classes in which coverage is told
 
@@ -33,7 +34,7 @@ class Watch:
         """
         blocks, edits = session.blocks, decision.edits
         detailed = self._of_all(session)
-        fixed = np.arange(max(blocks - self._focus.recent, 0), blocks)
+        fixed = blocks - self._focus.recent  # these and later ones are always shown
         scalars = {
             "entries": float(edits[-1].spent.sum()),
             "expanded": float(sum(e.expanded.sum() for e in edits)),
@@ -48,13 +49,14 @@ class Watch:
             "blind": float(decision.blind),
             "gain_shown": _gain(decision.scored, decision.scores),
             "nodes": float(np.mean(session.layouts.count)),
-            "overlap": _overlap([np.setdiff1d(d, fixed) for d in detailed]),
+            "overlap": _overlap([d[d < fixed] for d in detailed]),
             "ms_decide": milliseconds[0],
             "ms_assemble": milliseconds[1],
         }
         if self._detailed is not None:
-            new = [len(np.setdiff1d(a, b)) for a, b in zip(detailed, self._detailed, strict=True)]
-            scalars["swap_rate"] = sum(new) / max(sum(map(len, detailed)), 1)
+            pairs = zip(detailed, self._detailed, strict=True)
+            new = [np.sum(~within(now, before)[0]) for now, before in pairs]
+            scalars["swap_rate"] = float(sum(new)) / max(sum(map(len, detailed)), 1)
         shown = np.unique(np.concatenate(detailed)) if blocks else np.zeros(0)
         for age in AGES:
             if blocks >= age:

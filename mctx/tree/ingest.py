@@ -141,13 +141,14 @@ class Reader:
           before: [L, window, K, H] on the device, the first `length` rows valid; used up.
 
         Returns:
-          The window's rows, on the device, and what was added: on the host rows
-          [n, L, K_1, K, H] and gists [n, slots, W], on the device states [L + 1, n·K_1, D].
+          The window's rows, and what was added, all on the device: rows [n, L, K_1, K, H] and gists
+          [n, slots, W], on their way to the host, and states [L + 1, n·K_1, D].
         """
         args = self.params, self.prefix, tokens, before, np.int32(length)
         self.operations.add(("grow", len(tokens)), 1, _read_more, (self.model,), *args)
         window, (rows, states, gists) = self._grow(*args)
-        rows, gists = jax.device_get((rows, gists))
+        for each in (gists, *rows):
+            each.copy_to_host_async()
         return window, rows, states, gists
 
     def pool(self, level: int, children: np.ndarray) -> np.ndarray:
@@ -239,6 +240,7 @@ class Ingest:
         self._stride = stride * reader.model.gist.block
         self._open = reader.empty_window()
         self._open_length = 0
+        self._asked: tuple | None = None
         self._resume()
 
     # -- text ------------------------------------------------------------------------------
@@ -261,12 +263,20 @@ class Ingest:
             begun = self._begin(rows)  # read while the rows of those before come to the host
             yield made()
 
+    def ask(self, tokens: np.ndarray) -> None:
+        """Adds tokens and begins to read the first blocks that they complete in a window that is
+        not whole; `feed` waits for that and goes on."""
+        self.waiting = np.concatenate([self.waiting, np.asarray(tokens, np.int32)])
+        whole = not self._open_length and len(self.waiting) >= self.reader.model.window
+        if not self._asked and not whole and len(self.waiting) >= self.reader.model.gist.block:
+            self._asked = self._asking()
+
     def _begin(self, rows):
         """What the base makes of the windows with which the waiting text begins, if it does so at a
         window's border: their tokens and `Reader.full_windows` of them."""
         size = self.reader.model.window
         whole = min(len(self.waiting) // size, BATCH)
-        if self._open_length or not whole:
+        if self._asked or self._open_length or not whole:
             return None
         tokens = self.waiting[: whole * size]
         if rows is not None and len(self.waiting) - len(tokens) >= rows:
@@ -287,16 +297,20 @@ class Ingest:
         room = min(len(tokens), self.reader.model.window - self._open_length)
         return tokens[: self._stride if self._stride <= room else self.reader.model.gist.block]
 
-    def _take_blocks(self):
+    def _asking(self):
         tokens, before = self._next(self.waiting), self._open_length
-        rows, states, gists = self._read_open(tokens)
+        return tokens, before, self._read_open(tokens)
+
+    def _take_blocks(self):
+        (tokens, before, made), self._asked = self._asked or self._asking(), None
+        rows, states, gists = made
         try:
-            first = self._append(tokens, gists)
+            first = self._append(tokens, np.asarray(gists))
         except BaseException:  # they still wait, and will be read again in the same place
             self._open_length = before
             raise
         self.waiting = self.waiting[len(tokens) :]
-        return lambda: Blocks(first, *rows, states)
+        return lambda: Blocks(first, *map(np.asarray, rows), states)
 
     def _read_open(self, tokens):
         """Reads more of the open window and keeps its rows for what follows."""

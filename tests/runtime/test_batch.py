@@ -29,6 +29,7 @@ PLAIN = dict(text="KLM", tokens=9, temperature=1.0, seed=1)
 ASKS = [ONE, TWO_ASKS, PLAIN]
 # Not all heads run: values, too, have a place of their own then.
 CHOSEN = dataclasses.replace(CONFIG, heads=2, top=1, router="utility")
+AHEAD = dataclasses.replace(CONFIG, decide="ahead")
 
 
 def batch(count, config=CONFIG, **how):
@@ -47,7 +48,7 @@ def same(made, which, config=CONFIG):
     np.testing.assert_allclose(made.peek(TAIL), alone(which, config)[1], atol=1e-4)
 
 
-@pytest.mark.parametrize("config", [CONFIG, TWO, CHOSEN])
+@pytest.mark.parametrize("config", [CONFIG, TWO, CHOSEN, AHEAD])
 def test_sessions_side_by_side_say_what_they_say_alone(config):
     made = batch(3, config)
     said = made.generate(ASKS), made.generate([dict(tokens=6)] * 3)

@@ -42,10 +42,14 @@ def session(config=CONFIG, tree=None, **how) -> Session:
     return Session(opened(), tree or place(), config, reader=reader(), **how)
 
 
+def found_by(made):
+    return finding.found_by(made, made.query, made.blocks, made.dead_runs)
+
+
 def found(made) -> np.ndarray:
     """Of every block: [blocks, F]."""
     every = np.arange(made.blocks)
-    return finding.found_by(made)(np.ones_like(every), every)
+    return found_by(made)(np.ones_like(every), every)
 
 
 def anew(made, **how):
@@ -76,14 +80,14 @@ def test_a_session_finds_what_training_finds():
         return bank_nodes(MODEL, shape, params, states, rows, query, distance, CONFIG.recent)
 
     nodes = trained_on(opened().params, tokens[None])
-    got = finding.found_by(made)(shape.node_level, shape.node_index)
+    got = found_by(made)(shape.node_level, shape.node_index)
     valid = np.asarray(nodes.valid[0])
     assert len(set(shape.node_level[valid])) > 2
     same(got[valid], np.asarray(nodes.found[0])[valid])
     # A block is described as its gist; what covers recent blocks, or is not there, by nothing.
     np.testing.assert_array_equal(got[: shape.blocks], got[shape.first_node[1] :][: shape.blocks])
     assert not np.any(found(made)[-CONFIG.recent :])
-    beyond = finding.found_by(made)(np.array([[3, 2]]), np.array([[99, -1]]))
+    beyond = found_by(made)(np.array([[3, 2]]), np.array([[99, -1]]))
     assert beyond.shape == (1, 2, FEATURES) and not np.any(beyond)
 
 
@@ -156,7 +160,7 @@ def test_documents_are_found_as_they_are_now():
     deleted = found(made)
     same(deleted, anew(made))
     assert not np.any(deleted[b]) and np.any(deleted[b.stop :])
-    coarse = finding.found_by(made)(np.array([2]), np.array([b.start // 4 + 1]))
+    coarse = found_by(made)(np.array([2]), np.array([b.start // 4 + 1]))
     assert not np.any(coarse)  # all beneath is deleted
 
 

@@ -104,7 +104,7 @@ def test_steps_are_under_way_while_a_token_is_told_and_none_waits_inside_a_block
     made, steps = session(), itertools.count(1)
     made.read_tokens(letters(PROMPT[:8]))  # at a block's border
     begun = []
-    monkeypatch.setattr(decoding.Drawing, "_keep", lambda *_: None)
+    monkeypatch.setattr(decoding.Drawing, "_keep", lambda *_: iter(()))
     plain = reading.say
 
     def say(*arguments):

@@ -34,6 +34,7 @@ MORE = text(5 * WINDOW + 2, seed=2)
 # that has given up most; and heads over a staging view that lags behind.
 AGED = dataclasses.replace(CONFIG, cooldown=3, every=2, tail="keep", cache_bytes=2**12)
 STAGED = dataclasses.replace(TWO, staging=96, staging_capacity=48, staging_every=3)
+AHEAD = dataclasses.replace(CONFIG, decide="ahead")
 
 
 def loaded(tree, name="session", **how):
@@ -46,7 +47,7 @@ def told(made):
     return nll, said, jax.device_get((made.layouts, made.tail, made.assembly.buffer))
 
 
-@pytest.mark.parametrize("config", [AGED, STAGED])
+@pytest.mark.parametrize("config", [AGED, STAGED, AHEAD])
 def test_a_saved_session_goes_on_bit_for_bit(config, tmp_path):
     made = session(config, tmp_path / "tree")
     made.predict(TEXT)

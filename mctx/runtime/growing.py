@@ -1,0 +1,49 @@
+"""Tokens that were read become history: blocks, their gists, and the refocus that is due."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from mctx.runtime import focusing, tailing
+from mctx.runtime.steps import Steps, finish
+
+NOTHING = np.zeros(0, np.int32)
+
+
+def read_through(session, tokens: np.ndarray) -> list[tuple]:
+    """Reads tokens, at most those until the next refocus, and takes them into the history.
+
+    Returns:
+      As `tailing.read`.
+    """
+    session.ahead.think(session)  # the device looks before it reads, the host decides beside it
+    read = tailing.read(session, tokens)
+    while session.ahead.think(session):
+        pass
+    finish(session.taking(tokens, read))
+    return read
+
+
+def growing(session, tokens: np.ndarray = NOTHING) -> Steps[None]:
+    """Complete blocks: rows to the cache, states to the query, a node each; then refocus."""
+    session.behind = True
+    session.ingestion.ask(tokens)
+    yield
+    for blocks in session.ingestion.feed(NOTHING):
+        session.put(blocks)
+        session.query = focusing.newest(session.query, jnp.asarray(blocks.states))
+    fresh = session.tree.blocks - session.blocks
+    if fresh > session.config.every:  # of a text whose ingest failed half way
+        return session.seek(session.tree.blocks)
+    session.blocks, session.behind = session.tree.blocks, False
+    if fresh:
+        session.fresh += fresh
+        at = np.int32(session.blocks), np.int32(fresh), np.int32(session.refocuses)
+        session.layouts = focusing.on_host(
+            focusing.append, session.focus, session.layouts, *at, session.dead
+        )
+    if session.fresh >= session.config.every:
+        yield from session.refocusing()
+        if session.refocuses % session.config.commit_every == 0:
+            session.storing.due()

@@ -1,0 +1,188 @@
+"""Refocuses decided beside the reading before them: when one is decided changes nothing."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from mctx.errors import UserError
+from mctx.runtime import SessionBatch, ahead, assembly, deciding, focusing
+from mctx.tree.head import StoreError
+from mctx.tree.ingest import Ingest
+from tests.runtime.small import (
+    BLOCK,
+    CONFIG,
+    TWO,
+    WINDOW,
+    Compilations,
+    opened,
+    place,
+    reader,
+    session,
+    text,
+    worths,
+)
+
+AHEAD = dataclasses.replace(CONFIG, decide="ahead")
+CASES = [
+    AHEAD,
+    dataclasses.replace(TWO, decide="ahead", tail="keep", every=2),
+    dataclasses.replace(AHEAD, heads=2, router="utility", tail="reread", reread=BLOCK),
+    dataclasses.replace(AHEAD, staging=96, staging_capacity=48, staging_every=3),
+]
+TEXT = text(9 * WINDOW + 3, seed=1)
+
+
+def told(made):
+    """What a session says and shows that reads, stands elsewhere, is edited, and reads on."""
+    nll = [made.predict(TEXT), made.predict(TEXT[: 2 * BLOCK])]
+    said = made.generate(tokens=3 * BLOCK + 1, temperature=1.0, seed=3)
+    made.ingest(TEXT[: 2 * WINDOW])
+    made.predict(TEXT[:BLOCK])
+    made.add_document("one", TEXT[: WINDOW + 1])
+    made.place(made.layouts._replace(born=made.layouts.born + 1))
+    nll.append(made.predict(TEXT[: 3 * BLOCK]))
+    return nll, said, jax.device_get((made.layouts, made.tail, made.assembly.buffer))
+
+
+@pytest.mark.parametrize("config", CASES)
+def test_it_is_the_same_decision_whenever_it_is_made(config, monkeypatch):
+    early = told(session(config))
+    monkeypatch.setattr(ahead.Ahead, "think", lambda *_: False)
+    jax.tree.map(np.testing.assert_array_equal, early, told(session(config)))
+
+
+def looks_of(monkeypatch):
+    """Counts looks of the lens, by whether a refocus was under way."""
+    counts, under_way = {True: 0, False: 0}, []
+    plain, refocusing = focusing._apply_lens, ahead.Ahead.decided
+
+    def look(*arguments):
+        counts[bool(under_way)] += 1
+        return plain(*arguments)
+
+    def decided(self, made):
+        under_way.append(made)
+        decision = yield from refocusing(self, made)
+        under_way.pop()
+        return decision
+
+    monkeypatch.setattr(focusing, "_apply_lens", look)
+    monkeypatch.setattr(ahead.Ahead, "decided", decided)
+    return counts
+
+
+@pytest.mark.parametrize("read", ["predict", "generate"])
+def test_a_refocus_that_was_decided_ahead_asks_the_lens_nothing(read, monkeypatch):
+    made = session(AHEAD)
+    made.predict(TEXT)
+    made.generate(tokens=made.due)
+    counts = looks_of(monkeypatch)
+    if read == "predict":
+        made.predict(TEXT[: 8 * BLOCK])
+    else:
+        made.generate(tokens=8 * BLOCK)
+    assert counts[False] >= 8 and counts[True] == 0
+    made.seek(made.tree.blocks)  # where it stands there is not known before
+    assert counts[True] > 0
+
+
+def test_windows_that_a_decision_misses_are_read_before_it_is_due(monkeypatch):
+    made = session(AHEAD, on_refocus=lambda made, _: made.cache.drop())
+    made.predict(TEXT)
+    made.generate(tokens=made.due)
+    before, late, plain = made.cache.windows_read, [], assembly.Assembly.assemble
+
+    def assemble(*arguments):
+        began = made.cache.windows_read
+        written = plain(*arguments)
+        late.append(made.cache.windows_read - began)
+        return written
+
+    monkeypatch.setattr(assembly.Assembly, "assemble", assemble)
+    made.generate(tokens=40 * BLOCK)
+    assert made.cache.windows_read > before and len(late) >= 40 and not any(late)
+
+
+def test_the_lens_is_told_of_the_present_as_it_was_a_refocus_ago(monkeypatch):
+    asked, kept, plain = [], [], focusing.lens_scores
+
+    def scores(model, params, cfg, layouts, shelf, found, query, *rest):
+        asked.append(np.asarray(query))
+        return plain(model, params, cfg, layouts, shelf, found, query, *rest)
+
+    made = session(AHEAD, on_refocus=lambda made, _: kept.append(np.asarray(made.query)))
+    made.predict(TEXT[: 8 * WINDOW])
+    monkeypatch.setattr(focusing, "lens_scores", scores)
+    kept.clear()
+    made.predict(TEXT[: 2 * BLOCK])
+    changes = [a for a, b in zip(asked, asked[1:], strict=False) if not np.array_equal(a, b)]
+    assert any(np.array_equal(one, kept[0]) for one in asked)
+    assert len(changes) == 1 and not any(np.array_equal(one, kept[1]) for one in asked)
+
+
+def test_a_store_that_fails_while_it_thinks_is_told_when_it_is_due(monkeypatch):
+    made, plain = session(AHEAD), deciding._asked
+    made.predict(TEXT)
+    made.generate(tokens=made.due)
+    waits, failing = made.refocuses, [True]
+
+    def fail(*arguments, **more):
+        if failing:
+            raise StoreError("no route")
+        return plain(*arguments, **more)
+
+    monkeypatch.setattr(deciding, "_asked", fail)
+    assert made.ahead.think(made) is False and made.refocuses == waits
+    with pytest.raises(StoreError, match="no route"):
+        made.predict(TEXT[:BLOCK])
+    failing.clear()
+    made.predict(TEXT[:BLOCK])
+    assert made.refocuses == waits + 2
+
+
+def test_thinking_ahead_compiles_nothing_anew():
+    made = session(AHEAD)
+    made.predict(text(5 * 4**4 * BLOCK, seed=2))
+    made.generate(tokens=3 * BLOCK)
+    counted = Compilations()
+    made.predict(TEXT[: 4 * BLOCK])
+    made.generate(tokens=4 * BLOCK)
+    assert counted.count == 0
+
+
+@pytest.mark.parametrize("config", [CONFIG, AHEAD])
+def test_lanes_ask_before_any_of_them_waits(config, monkeypatch):
+    batch = SessionBatch(opened(), [place() for _ in range(3)], config, reader())
+    for i, made in enumerate(batch.sessions):
+        made.predict(text(6 * WINDOW, seed=i))
+    events = []
+
+    def told(where, name, event):
+        plain = getattr(where, name)
+
+        def telling(*arguments, **more):
+            events.append(event)
+            return plain(*arguments, **more)
+
+        monkeypatch.setattr(where, name, telling)
+
+    told(Ingest, "_asking", "read")
+    told(Ingest, "_append", "take")
+    told(deciding, "_asked", "ask")
+    told(focusing, "_scores_of", "wait")
+    batch.generate([dict(tokens=BLOCK)] * 3)
+    read = [event for event in events if event in ("read", "take")]
+    looks = [event for event in events if event in ("ask", "wait")]
+    assert read == ["read"] * 3 + ["take"] * 3
+    assert looks.count("ask") == looks.count("wait") >= 3
+    assert config is AHEAD or looks[:4] == ["ask"] * 3 + ["wait"]
+
+
+def test_what_cannot_be_known_before_is_decided_when_it_is_due():
+    made = session(AHEAD, worths=worths(1))
+    made.predict(TEXT)
+    assert made.ahead.think(made) is False
+    with pytest.raises(UserError, match="decide must be one of"):
+        session(dataclasses.replace(CONFIG, decide="never"))
