@@ -26,7 +26,7 @@ import numpy as np
 from data import corpus
 from experiments.bench import job, saving
 from experiments.bench.measure import row
-from experiments.toy import TRAINING
+from experiments.toy import TRAINING, VALIDATION
 from mctx.errors import UserError
 from mctx.telemetry import METRICS_FILE, read_scalars
 
@@ -203,11 +203,9 @@ def starts(folder: Path, repetitions: int) -> list[dict]:
     """Seconds from the command to the end of the first step of the pico base, compiled before."""
     text, place = folder / "text", folder / "corpus"
     library = Path(os.__file__).parent
-    for name in TRAINING[:2]:
+    for name in (TRAINING[0], *VALIDATION):
         shutil.copytree(library / name, text / name)
-    corpus.build(
-        place, place=text, held_out=[], validation=TRAINING[1:2], max_tokens=10**5, vocab_size=512
-    )
+    corpus.build(place, place=text, held_out=[], validation=VALIDATION, vocab_size=512)
     cache = folder / "compiled"
     cache.mkdir()
     took = [_first_step(folder / f"run{i}", place, cache) for i in range(repetitions + 1)][1:]
