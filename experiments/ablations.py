@@ -1,13 +1,14 @@
 """Training runs that differ in their settings, as one table.
 
     python -m experiments.ablations RUNS… --measures recovered_lod1,recovered_lod2 --json FILE
-        [--name NAME] [--hardware "one H200"]
+        [--by-step] [--name NAME] [--hardware "one H200"]
     python -m experiments.report FILE --results RESULTS.md
 
 A RUN is the workdir of one trained phase, or its DIR/<phase> where the workdir has several; all
 that is read are `config.json` and `metrics.jsonl` there. The first is the reference. Runs that
 differ in nothing but `train.seed` are one row: the mean of every measure, and the least and the
-most of the seeds. A row is called by the overrides that make the reference's command its own.
+most of the seeds. A row is called by the overrides that make the reference's command its own. With
+--by-step there is one for every step at which it was evaluated: a curve.
 """
 
 from __future__ import annotations
@@ -129,6 +130,12 @@ def measured(run: Run, measure: str) -> float | None:
     return next(told, None)
 
 
+def young(run: Run, measure: str) -> list[Run]:
+    """The run as it was at every step at which its evaluation told of a measure."""
+    steps = [row["step"] for row in run.rows if f"eval/{measure}" in row]
+    return [run._replace(rows=[r for r in run.rows if r["step"] <= step]) for step in steps]
+
+
 def row_of(runs: Sequence[Run], measures: Sequence[str], reference: Run) -> dict:
     """A row of a result file: `value` is the first measure, the others go by their names."""
     differs = overrides(runs[0].settings, reference.settings)
@@ -142,20 +149,27 @@ def row_of(runs: Sequence[Run], measures: Sequence[str], reference: Run) -> dict
             row |= {low: min(found), high: max(found)}
     return row | {
         "unit": measures[0],
-        "steps": runs[0].settings["train.steps"],
+        "steps": runs[0].rows[-1]["step"],
         "seconds": round(float(np.mean([seconds(run.rows) for run in runs]))),
         "seeds": ", ".join(str(run.seed) for run in runs),
     }
 
 
-def table(runs: Sequence[Run], measures: Sequence[str]) -> list[dict]:
-    """A row for each group of runs. Raises UserError for a measure that no run has."""
+def table(runs: Sequence[Run], measures: Sequence[str], by_step: bool = False) -> list[dict]:
+    """A row for each group of runs, or for each step at which these were evaluated.
+
+    Raises UserError for a measure that no run has.
+    """
     for measure in measures:
         if all(measured(run, measure) is None for run in runs):
             names = {key.removeprefix("eval/") for run in runs for row in run.rows for key in row}
             known = ", ".join(sorted(names - {"step", "time"}))
             raise UserError(f"no run has the measure '{measure}': there are {known}.")
-    return [row_of(group, measures, runs[0]) for group in grouped(runs)]
+    groups = grouped(runs)
+    if by_step:  # seeds of one row are evaluated at the same steps
+        ages = [zip(*(young(run, measures[0]) for run in group), strict=True) for group in groups]
+        groups = [list(at) for group in ages for at in group]
+    return [row_of(group, measures, runs[0]) for group in groups]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -166,6 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="the first is the reference")
     add("--measures", required=True, help="as metrics name them less eval/: recovered_lod1/code,…")
+    add("--by-step", action="store_true", help="a row for every evaluation")
     add("--json", type=Path, required=True, help="the result file to write")
     add("--name", default="ablations", help="of the table: <!-- table:NAME -->")
     add("--hardware", help="what the runs were trained on, in place of this machine")
@@ -174,7 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measures = list(dict.fromkeys(filter(None, args.measures.split(","))))
     more = {"machine": args.hardware} if args.hardware else {}
     entry.write_result(
-        args.json, entry.command(parser, arguments), runs[0].seed, table(runs, measures),
+        args.json, entry.command(parser, arguments), runs[0].seed,
+        table(runs, measures, args.by_step),
         name=args.name, interval="least and most of the seeds", **more,
     )
 

@@ -14,7 +14,7 @@ from mctx.tree.store import Tree
 
 READ_BYTES = 2**23
 LOADED = MirrorConfig(limit=2**33)
-LOADS = 5
+LOADS = 15
 
 
 def large(folder: Path, sizes: Sizes, seed: int) -> list[dict]:

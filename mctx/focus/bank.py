@@ -187,6 +187,17 @@ def context_of(
     return context, prefix + jnp.sum(visible, axis=1)
 
 
+def plain_context(prefix: Rows, rows: Rows) -> tuple[Context, jax.Array]:
+    """The context that shows rows [L, B, R, K, H] and nothing else behind the prefix
+    [L, 1, P, K, H]; and [B], the position at which a tail continues."""
+    b = rows.k.shape[1]
+    shared = (jnp.broadcast_to(x, (x.shape[0], b, *x.shape[2:])) for x in prefix)
+    both = Rows(*(jnp.concatenate(pair, axis=2) for pair in zip(shared, rows, strict=True)))
+    entries = both.k.shape[2]
+    places = jnp.broadcast_to(jnp.arange(entries), (b, entries))
+    return Context(both, places, jnp.zeros((b, entries))), jnp.full(b, entries)
+
+
 def packed_context(
     shape: BankShape, bank: Bank, shown: jax.Array, capacity: int
 ) -> tuple[Context, jax.Array]:

@@ -15,8 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mctx.focus.bank import BankShape, context_of, focus_for, make_bank, packed_context
-from mctx.models.base import Context, Rows, token_divergence, token_nll
+from mctx.focus.bank import (
+    BankShape,
+    context_of,
+    focus_for,
+    make_bank,
+    packed_context,
+    plain_context,
+)
+from mctx.models.base import token_divergence, token_nll
 from mctx.models.gistnet import PACE
 from mctx.models.wrapped import (
     Wrapped,
@@ -203,12 +210,8 @@ def reconstruction(model, params, bank, history, key, blocks: int) -> jax.Array:
     gists = jnp.take_along_axis(bank.gists[0], chosen[..., None, None], axis=1)
     n = b * blocks
     own = gist_rows(model, params, gists.reshape(n, 1, *gists.shape[2:]))
-    shared = (jnp.broadcast_to(x, (x.shape[0], n, *x.shape[2:])) for x in bank.prefix)
-    rows = Rows(*(jnp.concatenate(pair, axis=2) for pair in zip(shared, own, strict=True)))
-    before = rows.k.shape[2]
-    places = jnp.broadcast_to(jnp.arange(before), (n, before))
-    context = Context(rows, places, jnp.zeros((n, before)))
-    return tail_nll(model, params, words.reshape(n, k), context, jnp.full(n, before))
+    context, start = plain_context(bank.prefix, own)
+    return tail_nll(model, params, words.reshape(n, k), context, start)
 
 
 def nll_by_level(model, shape: BankShape, params: dict, tokens: np.ndarray) -> dict:

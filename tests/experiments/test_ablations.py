@@ -31,6 +31,15 @@ def run(folder, value, phase="gist", steps=20, rows=(), **settings):
     return folder
 
 
+def test_a_curve_has_a_row_for_every_evaluation(tmp_path):
+    runs = [run(tmp_path / "a", 0.25), run(tmp_path / "b", 0.5, **{"train.seed": 3})]
+    rows = make(tmp_path, *runs, "--by-step", measures="recovered_lod1,loss")["rows"]
+    assert [(row["steps"], row["value"], row["loss"]) for row in rows] == [
+        (10, -1.0, 1.0), (20, 0.375, 1.0),
+    ]
+    assert [row["seconds"] for row in rows] == [0, 30]
+
+
 def make(tmp_path, *arguments, measures="recovered_lod1,recovered_lod1/code"):
     out = tmp_path / "ablations.json"
     ablations.main([*map(str, arguments), "--measures", measures, "--json", str(out)])
