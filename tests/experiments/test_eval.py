@@ -78,15 +78,21 @@ def test_base_nll_by_position_is_the_bases_own(monkeypatch):
 
 
 def test_gists_tell_every_level_and_full_sees_what_none_does_not():
-    protocol = gists.Protocol(history=16, tail=8)
+    protocol = gists.Protocol(history=16, tail=8, ratios=(8, 1))
     tokens = np.asarray(tiny.tokens(6, gists.length(tiny.MODEL, protocol)))
     found = gists.measure(tiny.MODEL, tiny.params(), tokens, 0, protocol)["gists"]
-    assert [row["what"] for row in found] == ["recent", "lod1", "lod2", "lod3", "full"]
-    assert [row["entries"] for row in found] == [0, 4, 2, 1, 16]
+    assert [row["what"] for row in found] == [
+        "recent", "lod1", "lod2", "lod3",
+        "last of 8", "mean of 8", "last of 1", "mean of 1", "full",
+    ]
+    assert [row["entries"] for row in found] == [0, 4, 2, 1, 2, 2, 16, 16, 16]
     expected = np.mean([plain_nll(segment)[16:].mean() for segment in tokens])
     assert found[-1]["value"] == pytest.approx(expected, abs=1e-4)  # law 2: one window is the base
     alone = np.mean([plain_nll(segment[16:]).mean() for segment in tokens])
     assert found[0]["value"] == pytest.approx(alone, abs=1e-4)
+    for every in found[6:8]:  # of one token each: all rows
+        assert every["value"] == pytest.approx(expected, abs=1e-4)
+    assert abs(found[4]["value"] - found[5]["value"]) > 1e-4
 
 
 def test_lens_rows_agree_where_all_choices_are_the_same():
