@@ -190,7 +190,7 @@ def session_programs(model: Wrapped, settings: SessionConfig, mesh: Mesh) -> Ite
     yield program("ingest of 4 windows", partial(ingest._read_full, model), params, windows)
 
     candidates = n + focusing.most_parents(focus, n)
-    table = of((2 * heads * candidates + 1, gist.slots * gist.width), jnp.float32)
+    table = of((2 * heads * candidates + 1, gist.width), jnp.float32)
     told = of((heads, candidates, width(model.lens, base)), jnp.float32)
     nodes = table, of((4, heads, candidates)), told
     query = of((base.n_layers + 1, model.lens.query, base.d_model), jnp.float32)

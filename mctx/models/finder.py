@@ -42,8 +42,31 @@ def nothing_found(model: Wrapped, shape: tuple[int, ...]) -> np.ndarray:
     return np.zeros((*shape, width(model.lens, model.base)), np.float32)
 
 
+def queries_of(base: BaseConfig, layer: dict, states: jax.Array) -> jax.Array:
+    """The base's queries in one layer, before rotation.
+
+    Args:
+      layer: its parameters. states: [..., T, D], before it.
+
+    Returns:
+      [..., T, K, G, h].
+    """
+    own, norm = layer["attn"], RMSNorm(base.norm_eps)
+    x = norm.apply({"params": layer["attn_norm"]}, states)
+    project = nn.DenseGeneral(
+        (base.n_heads, base.head_dim), use_bias=base.qkv_bias, dtype=states.dtype
+    )
+    q = project.apply({"params": own["q"]}, x)  # [..., T, N, h]
+    if "q_lora_a" in own:
+        down, up = (own[f"q_lora_{i}"].astype(x.dtype) for i in "ab")
+        q = q + jnp.tensordot(x @ down, up, 1)
+    if base.qk_norm:
+        q = norm.apply({"params": own["q_norm"]}, q)
+    return q.reshape(*q.shape[:-2], base.n_kv_heads, -1, base.head_dim)
+
+
 def looking(model: Wrapped, base: dict, states: jax.Array) -> jax.Array:
-    """The base's queries, before rotation, of the last tokens.
+    """The queries, before rotation, with which the finders look from the last tokens.
 
     Args:
       base: its parameters. states: [L + 1, ..., T, D], of which the last `find_query` tokens look.
@@ -51,20 +74,11 @@ def looking(model: Wrapped, base: dict, states: jax.Array) -> jax.Array:
     Returns:
       [..., P, Q, G, h].
     """
-    c, groups = model.base, model.base.n_heads // model.base.n_kv_heads
-    project = nn.DenseGeneral((c.n_heads, c.head_dim), use_bias=c.qkv_bias, dtype=states.dtype)
-    norm, found = RMSNorm(c.norm_eps), []
+    found = []
     for layer, head in model.lens.finders:
         own = jax.tree.map(lambda leaf, at=layer: leaf[at], base["layers"])
-        x = states[layer, ..., -model.lens.find_query :, :]
-        x = norm.apply({"params": own["attn_norm"]}, x)
-        q = project.apply({"params": own["attn"]["q"]}, x)  # [..., Q, N, h]
-        if "q_lora_a" in own["attn"]:
-            down, up = (own["attn"][f"q_lora_{i}"].astype(x.dtype) for i in "ab")
-            q = q + jnp.tensordot(x @ down, up, 1)
-        if c.qk_norm:
-            q = norm.apply({"params": own["attn"]["q_norm"]}, q)
-        found.append(q[..., head * groups : (head + 1) * groups, :])
+        last = states[layer, ..., -model.lens.find_query :, :]
+        found.append(queries_of(model.base, own, last)[..., head, :, :])
     return jnp.stack(found, axis=-4)
 
 

@@ -3,9 +3,10 @@
 A gist is pooled from the frozen base's hidden states (LOD1) or from the gists below (LOD2 and up)
 by a small bidirectional transformer; its trunk is shared by the levels, and every level has its
 own way in, pooling and way out, so that LOD2 is never LOD1 applied to itself (design: Ingest and
-GistNet). With `pools="rows"` it is a choice of its children's keys and values besides: the base
-reads the rows of every eighth token better than the means of eight (RESULTS.md), so a slot starts
-as one child's rows and learns, layer by layer, whose to keep.
+GistNet). With `pools="rows"` its slots are the rows of some of its children besides, in every layer
+and head those that are worth most to what comes: the base reads kept rows better than any means of
+rows (RESULTS.md). What a child is worth is learned from where the base looks
+(`mctx.training.attending`); what is pooled from states adds to what is kept.
 
 A gist enters the base as keys and values at each layer (`inject="kv"`), or as one input entry which
 the base reads alone behind its prefix (`inject="input"`); either way the rows are a function of the
@@ -15,6 +16,7 @@ gist and nothing else (law 8).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -25,9 +27,8 @@ from mctx.errors import UserError
 from mctx.models.base import BaseConfig, Rows
 from mctx.models.blocks import AllLayers, CrossAttention, FeedForward, LayerMix
 
-PACE = 1 / 32  # of the maps between rows and gists: Adam's steps are as large for small weights,
-# and two thousand that move together undo in ten steps what they start from.
-KEPT = 0.9  # a fresh slot's share of the one child it keeps: all would leave no gradient
+PACE = 1 / 32  # of the maps between rows and codes: Adam's steps are as large for small weights,
+# and those that move together undo in ten steps what they start from.
 POOLS = ("states", "rows")
 MIXES = {"sum": LayerMix, "all": AllLayers}
 
@@ -42,7 +43,7 @@ class GistConfig:
       slots: gist vectors (and entries) per node.
       width: width of a gist vector.
       inject: 'kv' or 'input'.
-      pools: what a gist is made of: 'states', or 'rows', which it keeps some of besides.
+      pools: what a gist is made of: 'states', or 'rows', of which it keeps as many as it has slots.
       mix: how the base's layers come together: 'sum' is one gated sum of them (cheaper); 'all'
         gives every layer a projection of its own.
       refine: feed-forward layers that work on a gist once it is pooled, where a token's price is
@@ -100,7 +101,7 @@ class Pool(nn.Module):
     """What is a level's own: the way in, the pooling weights, the way out.
 
     Attributes:
-      kept: (layers, key/value heads) of the rows that every slot keeps a choice of; () for none.
+      kept: (layers, key/value heads) in each of which rows are kept; () where none are.
     """
 
     config: GistConfig
@@ -119,10 +120,10 @@ class Pool(nn.Module):
         scale = {"kernel_init": nn.initializers.zeros} if self.kept else {}
         self.leave = dense(c.width, use_bias=False, name="leave", **scale)
         if self.kept:
-            shape = (c.slots, *self.kept)
             zeros = nn.initializers.zeros
-            self.keep = nn.DenseGeneral(shape, use_bias=False, kernel_init=zeros, name="keep")
-            self.kept_place = self.param("kept_place", _one_child, (self.children, *shape))
+            self.keep = nn.DenseGeneral(self.kept, use_bias=False, kernel_init=zeros, name="keep")
+            spread = functools.partial(_spread, c.slots)
+            self.kept_place = self.param("kept_place", spread, (self.children, *self.kept))
 
     def inward(self, children):
         """[n, C, d] -> [n, C, d_model]."""
@@ -138,23 +139,61 @@ class Pool(nn.Module):
         pooled = jnp.einsum("ncsh,nchd->nshd", weights, heads).reshape(n, c.slots, width)
         return self.leave(pooled)
 
-    def chosen(self, x, rows):
-        """A slot's share of every child's rows, in each layer and key/value head on its own.
+    def worth(self, x):
+        """How much the rows of each child are worth keeping, by layer and key/value head:
+        [n, C, d_model] -> [n, C, L, K]."""
+        return (self.keep(x) + self.kept_place).astype(jnp.float32)
 
-        x: [n, C, d_model]; rows: [n, C, L, 2, K, H] -> [n, slots, L, 2, K, H].
-        """
-        weights = jax.nn.softmax(self.keep(x) + self.kept_place, axis=1)  # [n, C, slots, L, K]
-        return jnp.einsum("ncslk,ncltkh->nsltkh", weights.astype(rows.dtype), rows)
+    def best(self, x, rows):
+        """The rows of the children that are worth most, in order of time, each layer and head by
+        itself: [n, C, d_model], [n, C, L, 2, K, H] -> [n, slots, L, 2, K, H]."""
+        worth = jnp.moveaxis(self.worth(x), 1, -1)  # [n, L, K, C]
+        which = jnp.sort(jax.lax.top_k(worth, self.config.slots)[1], axis=-1)
+        which = jnp.moveaxis(which, -1, 1)  # [n, slots, L, K]
+        return jnp.take_along_axis(rows, which[:, :, :, None, :, None], axis=1)
 
 
-def _one_child(key, shape, dtype=jnp.float32):
-    """Scores [C, slots, L, K] by which a slot keeps, to `KEPT`, the last child of its stretch."""
+def _spread(slots, key, shape, dtype=jnp.float32):
+    """Scores [C, L, K] under which the last child of every slot's stretch is among the best."""
     del key
-    children, slots = shape[:2]
-    last = (jnp.arange(slots) + 1) * children // slots - 1
-    score = math.log(KEPT / (1 - KEPT) * max(children - 1, 1))
-    scores = jnp.zeros((children, slots), dtype).at[last, jnp.arange(slots)].set(score)
-    return jnp.broadcast_to(scores[..., None, None], shape)
+    last = (jnp.arange(slots) + 1) * shape[0] // slots - 1
+    scores = jnp.zeros(shape[:1], dtype).at[last].set(0.1)
+    return jnp.broadcast_to(scores[:, None, None], shape)
+
+
+class Codes(nn.Module):
+    """Rows as codes and back, each layer and head by itself.
+
+    What a slot keeps in one head is of another token than what it keeps in the next, so no common
+    map of few dimensions holds it all: a quarter of the size, all heads at once, loses more than
+    half of what kept rows recover, where 3/4 of each head loses nothing (RESULTS.md).
+
+    Attributes:
+      size: numbers of a code, of one layer and head.
+    """
+
+    size: int
+    base: BaseConfig
+
+    def setup(self):
+        b = self.base
+        shape = (b.n_layers, b.n_kv_heads, 2, b.head_dim)
+        some = nn.initializers.normal(0.02)
+        self.inward = self.param("inward", some, (*shape, self.size))
+        self.outward = self.param("outward", some, (*shape, self.size))
+        self.mean = self.param("mean", nn.initializers.zeros, shape)
+
+    def code(self, rows):
+        """[..., L, 2, K, H] -> [..., L·K·size]."""
+        apart = jnp.moveaxis(rows, -3, -2) - self.mean  # [..., L, K, 2, H]
+        codes = jnp.einsum("...lkch,lkchs->...lks", PACE * apart, self.inward)
+        return codes.reshape(*codes.shape[:-3], -1)
+
+    def rows(self, gists):
+        """[..., L·K·size] -> [..., L, 2, K, H]."""
+        codes = gists.reshape(*gists.shape[:-1], *self.inward.shape[:2], self.size)
+        apart = jnp.einsum("...lks,lkchs->...lkch", PACE * codes, self.outward)
+        return jnp.moveaxis(apart + self.mean, -2, -3)
 
 
 class GistNet(nn.Module):
@@ -171,12 +210,12 @@ class GistNet(nn.Module):
             Pool(c, k if level == 0 else k * c.slots, kept, name=f"lod{level + 1}")
             for level, k in enumerate(c.fanouts)
         ]
-        if c.keeps:
-            self.compress = nn.DenseGeneral(c.width, axis=(-4, -3, -2, -1), name="compress")
         self.attends = [CrossAttention(c.n_heads, name=f"attend{i}") for i in range(c.n_layers)]
         self.feeds = [FeedForward(c.d_ff, name=f"feed{i}") for i in range(c.n_layers)]
         self.refines = [FeedForward(2 * c.width, name=f"refine{i}") for i in range(c.refine)]
-        if c.inject == "kv":
+        if c.keeps:
+            self.codes = Codes(code_size(c, b), b, name="codes")
+        elif c.inject == "kv":
             shape = (b.n_layers, 2, b.n_kv_heads, b.head_dim)
             self.to_rows = nn.DenseGeneral(shape, name="rows")
         else:
@@ -187,42 +226,18 @@ class GistNet(nn.Module):
         gists = self.tree(states, rows)
         return [self.emit(g) for g in gists]
 
-    def pool(self, level: int, children: jax.Array, rows: jax.Array | None) -> jax.Array:
-        """Children of nodes of `level` to their gists: [n, C, d] -> [n, slots, width].
-
-        `rows`: the children's, [n, C, L, 2, K, H], where gists keep some.
-        """
-        own = self.pools[level - 1]
-        x = own.inward(children)
-        for attend, feed in zip(self.attends, self.feeds, strict=True):
-            x = feed(attend(x, None))
-        gists = own.outward(x)
-        if rows is not None:
-            gists = gists + self.compress(PACE * own.chosen(x, rows))
-        for refine in self.refines:
-            gists = refine(gists)
-        return gists
-
     def blocks(self, states: jax.Array, rows: Rows) -> jax.Array:
         """LOD1 gists of whole blocks: [L + 1, B, T, D], [L, B, T, K, H] -> [B, T / K_1, slots, W].
         """
-        mixed = self.mix_layers(states)
-        b, t, d = mixed.shape
-        k = self.config.block
         kept = None
         if self.config.keeps:
-            both = jnp.moveaxis(jnp.stack(rows, axis=1), (2, 3), (0, 1))  # [B, T, L, 2, K, H]
-            kept = both.reshape(b * t // k, k, *both.shape[2:])
-        gists = self.pool(1, mixed.reshape(b * t // k, k, d), kept)
-        return gists.reshape(b, t // k, *gists.shape[1:])
+            kept = jnp.moveaxis(jnp.stack(rows, axis=1), (2, 3), (0, 1))  # [B, T, L, 2, K, H]
+        return self._pooled(1, self.mix_layers(states), kept)
 
     def ascend(self, level: int, gists: jax.Array) -> jax.Array:
         """Gists of level - 1 to gists of level: [B, n, slots, W] -> [B, n / K_l, slots, W]."""
-        b, n, slots, width = gists.shape
-        k = self.config.fanouts[level - 1]
-        children = gists.reshape(b * n // k, k * slots, width)
-        out = self.pool(level, children, self.uttered(children) if self.config.keeps else None)
-        return out.reshape(b, n // k, slots, width)
+        below = _flat(gists)
+        return self._pooled(level, below, self.uttered(below) if self.config.keeps else None)
 
     def tree(self, states: jax.Array, rows: Rows) -> list[jax.Array]:
         """All gists of a stretch of whole top-level nodes, one array a level, LOD1 first."""
@@ -231,18 +246,66 @@ class GistNet(nn.Module):
             gists.append(self.ascend(level, gists[-1]))
         return gists
 
+    def worth(self, level: int, below: jax.Array) -> jax.Array:
+        """What every child of nodes of `level` is worth to their gists: [B, children, L, K].
+
+        below: the states [L + 1, B, T, D], or the gists [B, n, slots, W] of the level below.
+        """
+        children = self.mix_layers(below) if level == 1 else _flat(below)
+        worth = self.pools[level - 1].worth(self._seen(level, children))
+        return worth.reshape(*children.shape[:2], *worth.shape[2:])
+
+    def _pooled(self, level, below, rows):
+        """[B, children, d], and their rows where some are kept -> [B, nodes, slots, W]."""
+        own, x = self.pools[level - 1], self._seen(level, below)
+        gists = own.outward(x)
+        if rows is not None:
+            kept = own.best(x, rows.reshape(*x.shape[:2], *rows.shape[2:]))
+            gists = gists + self.codes.code(kept)
+        for refine in self.refines:
+            gists = refine(gists)
+        return gists.reshape(below.shape[0], below.shape[1] // own.children, *gists.shape[1:])
+
+    def _seen(self, level, below):
+        """Children [B, C·nodes, d] as those of a node see each other: [B·nodes, C, d_model]."""
+        own = self.pools[level - 1]
+        b, t, d = below.shape
+        x = own.inward(below.reshape(b * t // own.children, own.children, d))
+        for attend, feed in zip(self.attends, self.feeds, strict=True):
+            x = feed(attend(x, None))
+        return x
+
     def uttered(self, gists: jax.Array) -> jax.Array:
         """[B, n, width] -> rows [B, n, L, 2, K, H]."""
-        return self.to_rows(PACE * gists if self.config.keeps else gists)
+        return self.codes.rows(gists) if self.config.keeps else self.to_rows(gists)
 
     def emit(self, gists: jax.Array) -> Rows | jax.Array:
         """What a gist puts into the base: rows for `kv`, an input entry for `input`.
 
         [B, n, slots, width] -> Rows of [L, B, n·slots, K, H], or entries [B, n·slots, D].
         """
-        b, n, slots, width = gists.shape
-        flat = gists.reshape(b, n * slots, width)
+        flat = _flat(gists)
         if self.config.inject == "input":
             return self.to_entry(flat)
         rows = jnp.moveaxis(self.uttered(flat), (2, 3), (0, 1))  # [L, 2, B, n·slots, K, H]
         return Rows(rows[:, 0], rows[:, 1])
+
+
+def _flat(gists: jax.Array) -> jax.Array:
+    """[B, n, slots, W] -> [B, n·slots, W]."""
+    b, n, slots, width = gists.shape
+    return gists.reshape(b, n * slots, width)
+
+
+def code_size(gist: GistConfig, base: BaseConfig) -> int:
+    """Numbers in which a gist that keeps rows holds those of one layer and head.
+
+    Raises UserError where its width cannot be shared among them evenly.
+    """
+    heads = base.n_layers * base.n_kv_heads
+    if gist.width % heads:
+        raise UserError(
+            f"a gist of width {gist.width} cannot be shared among {base.n_layers} layers × "
+            f"{base.n_kv_heads} key/value heads: make it a multiple of {heads}."
+        )
+    return gist.width // heads

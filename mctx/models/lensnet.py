@@ -64,7 +64,7 @@ class Nodes(NamedTuple):
     """Candidates for detail.
 
     Attributes:
-      gists: [B, n, W], the node's own gist (slots flattened); an LOD0 node passes its LOD1 twin's.
+      gists: [B, n, W], the mean of the node's own slots; an LOD0 node passes its LOD1 twin's.
       level: [B, n], 1 and up.
       distance: [B, n], blocks between the node's end and the end of the history.
       valid: [B, n].

@@ -183,10 +183,9 @@ def init_part(model: Wrapped, part: str, key: jax.Array) -> dict:
         rows = jnp.zeros((base.n_layers, *states.shape[1:3], base.n_kv_heads, base.head_dim))
         return c.gistnet.init(key, states, Rows(rows, rows))["params"]
     if part == "lensnet":
-        width = c.gist.slots * c.gist.width
         ones = jnp.ones((1, 2), jnp.int32)
         found = nothing_found(model, ones.shape)
-        nodes = Nodes(jnp.zeros((1, 2, width)), ones, ones, ones > 0, found)
+        nodes = Nodes(jnp.zeros((1, 2, c.gist.width)), ones, ones, ones > 0, found)
         return c.lensnet.init(key, states[:, :, : c.lens.query], nodes)["params"]
     if part == "mof":
         first, second = jax.random.split(key)
@@ -197,6 +196,19 @@ def init_part(model: Wrapped, part: str, key: jax.Array) -> dict:
             "merger": c.merger.init(second, hidden, jnp.zeros((1, 2)))["params"],
         }
     raise ValueError(f"no part is called {part!r}")
+
+
+def read_behind(
+    model: Wrapped,
+    params: dict,
+    tokens: jax.Array,
+    context: Context,
+    start: jax.Array,
+    collect: bool = False,
+) -> Read:
+    """Reads tokens [B, T] behind a context, the first at position `start` [B]."""
+    positions = start[:, None] + jnp.arange(tokens.shape[1])
+    return read(model, params, tokens, positions, context, collect)
 
 
 def tail_nll(
@@ -212,6 +224,5 @@ def tail_nll(
       [B, T] nats, of tokens[:, 1:].
     """
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    positions = start[:, None] + jnp.arange(inputs.shape[1])
-    hidden = read(model, params, inputs, positions, context).hidden
+    hidden = read_behind(model, params, inputs, context, start).hidden
     return token_nll(params["base"], hidden, targets)

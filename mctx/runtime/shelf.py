@@ -27,12 +27,12 @@ class Shelf:
       nodes: the most that are asked for at once; room is for two times as many.
 
     Attributes:
-      table: [rows, W], slots flattened; the first row is zeros.
+      table: [rows, W], of each gist the mean of its slots; the first row is zeros.
     """
 
     def __init__(self, tree: Tree, nodes: int):
         self._tree, spec, rows = tree, tree.spec, 2 * nodes + 1
-        self.table: jax.Array = jnp.zeros((rows, spec.slots * spec.gist_width))
+        self.table: jax.Array = jnp.zeros((rows, spec.gist_width))
         self._keys = np.full(rows, EMPTY, np.int64)
         self._where = np.full((rows, 3), EMPTY, np.int64)
         self._used = np.zeros(rows, np.int64)
@@ -80,7 +80,7 @@ class Shelf:
         return rows
 
     def _gists(self, level, index):
-        return self._tree.gather(level, index).reshape(len(index), -1)
+        return self._tree.gather(level, index).mean(axis=1)
 
     def _by_level(self, level, index, of, shape, dtype):
         out = np.empty((len(level), *shape), dtype)

@@ -70,7 +70,7 @@ def lens_inputs(model: Wrapped, focus: FocusConfig, heads: int) -> tuple:
         return jax.ShapeDtypeStruct((heads, *shape), dtype)
 
     states = (model.base.n_layers + 1, heads, model.lens.query, model.base.d_model)
-    gists = some(nodes, model.gist.slots * model.gist.width, dtype=jnp.float32)
+    gists = some(nodes, model.gist.width, dtype=jnp.float32)
     found = some(nodes, width(model.lens, model.base), dtype=jnp.float32)
     candidates = Nodes(gists, some(nodes), some(nodes), some(nodes, dtype=bool), found)
     return jax.ShapeDtypeStruct(states, jnp.float32), candidates, some(1)

@@ -29,13 +29,14 @@ from mctx.models.wrapped import (
     Wrapped,
     gist_rows,
     init_part,
-    read,
+    read_behind,
     read_whole,
     read_windows,
     tail_nll,
 )
 from mctx.sharding import whole
 from mctx.training import shown as layouts
+from mctx.training.attending import choice
 from mctx.training.loop import Phase
 from mctx.training.sources import Sources, per_domain, wrapped_from
 
@@ -100,6 +101,9 @@ def reading(config, sources: Sources, model: Wrapped, join: Callable[[dict, dict
         if config.teacher:  # a reading of the whole text, which not everyone wants to pay
             parts["divergence"] = divergence(params, frozen, hidden, batch["tokens"])
             nll = (1 - config.teacher) * nll + config.teacher * parts["divergence"]
+        if model.gist.keeps:
+            parts["choice"] = choice(model, shape, params, bank, tails[-1, :, :-1])
+            nll = nll + parts["choice"]  # nothing else teaches what to keep
         return nll + config.reconstruction * again, parts
 
     def divergence(params, frozen, hidden, tokens):
@@ -114,10 +118,8 @@ def reading(config, sources: Sources, model: Wrapped, join: Callable[[dict, dict
         """What the base makes of every tail behind what is shown of one bank."""
 
         def one(shown, tail):
-            context, start = packed_context(shape, bank, shown, capacity)
-            inputs = tail[:, :-1]
-            positions = start[:, None] + jnp.arange(inputs.shape[1])
-            return read(model, params, inputs, positions, context).hidden
+            context = packed_context(shape, bank, shown, capacity)
+            return read_behind(model, params, tail[:, :-1], *context).hidden
 
         return jax.vmap(one)(shown, tails)
 
@@ -172,17 +174,22 @@ def calibrated(model, frozen: dict, params: dict, tokens: np.ndarray, examples: 
     both = jnp.stack([rows.k, rows.v], axis=1).astype(jnp.float32)  # [L, 2, B, T, K, H]
     both = jnp.moveaxis(both, (2, 3), (0, 1))  # [B, T, L, 2, K, H]
     mean, spread = both.mean(axis=(0, 1)), both.std(axis=(0, 1)) + 1e-6  # [L, 2, K, H]
+    if model.gist.keeps:
+        return {**params, "codes": coded(both, mean, spread, params["codes"]["inward"].shape[-1])}
     emit = params["rows"]
-    if not model.gist.keeps:
-        return {**params, "rows": {"kernel": emit["kernel"] * spread, "bias": mean}}
-    width, shape = model.gist.width, mean.shape
-    out = principal(((both - mean) / spread).reshape(-1, mean.size), width).reshape(width, *shape)
-    inward = jnp.moveaxis(out / spread, 0, -1)  # [L, 2, K, H, W]
-    return {
-        **params,
-        "rows": {"kernel": out * spread / PACE, "bias": mean},
-        "compress": {"kernel": inward / PACE, "bias": -jnp.tensordot(mean, inward, mean.ndim)},
-    }
+    return {**params, "rows": {"kernel": emit["kernel"] * spread, "bias": mean}}
+
+
+def coded(both: jax.Array, mean: jax.Array, spread: jax.Array, size: int) -> dict:
+    """Codes of rows [B, T, L, 2, K, H] that hold as much of each layer and head as `size` can."""
+    apart = jnp.moveaxis((both - mean) / spread, -3, -2)  # [B, T, L, K, 2, H]
+    layers, heads, _, h = apart.shape[2:]
+    flat = jnp.moveaxis(apart.reshape(-1, layers, heads, 2 * h), 0, 2)  # [L, K, n, 2·H]
+    found = jax.vmap(jax.vmap(lambda x: principal(x, size)))(flat)  # [L, K, size, 2·H]
+    basis = jnp.moveaxis(found, 2, 3).reshape(layers, heads, 2, h, size)
+    wide = jnp.moveaxis(spread, -3, -2)[..., None]  # [L, K, 2, H, 1]
+    middle = jnp.moveaxis(mean, -3, -2)
+    return {"inward": basis / wide / PACE, "outward": basis * wide / PACE, "mean": middle}
 
 
 def principal(x: jax.Array, count: int, rounds: int = 4) -> jax.Array:

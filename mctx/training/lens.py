@@ -225,13 +225,12 @@ def bank_nodes(
       recent: blocks at the end that are always shown as tokens.
     """
     gists = complete_gists(model, params, *jax.lax.stop_gradient((states, rows)))
-    width = model.gist.slots * model.gist.width
-    flat = [g.reshape(*g.shape[:2], width) for g in [gists[0], *gists]]
+    means = [g.mean(axis=2) for g in [gists[0], *gists]]  # [B, n, W] each
     last = shape.node_block + shape.spans[shape.node_level] - 1
     expandable = (shape.node_level > 0) & (last < shape.blocks - recent)
     b = states.shape[1]
     return Nodes(
-        gists=jax.lax.stop_gradient(jnp.concatenate(flat, axis=1)),
+        gists=jax.lax.stop_gradient(jnp.concatenate(means, axis=1)),
         level=jnp.broadcast_to(np.maximum(shape.node_level, 1), (b, len(last))),
         distance=distance[:, last],
         valid=jnp.broadcast_to(expandable, (b, len(last))),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mctx.errors import UserError
 from mctx.focus.bank import complete_gists
 from mctx.models.base import Rows
-from mctx.models.gistnet import KEPT, MIXES, POOLS, GistConfig
+from mctx.models.gistnet import MIXES, POOLS, GistConfig
 from mctx.models.wrapped import Wrapped, gist_rows, init_part, read_windows
 from mctx.training.gist import calibrated, principal
 from tests.tiny import BASE, GIST, MODEL, drawn, params, tokens
@@ -118,24 +118,48 @@ def test_a_history_too_short_for_a_level_has_none_of_its_gists(states, rows):
     assert [g.shape[1] for g in gists] == [1, 0, 0]
 
 
-def test_a_fresh_slot_keeps_the_last_child_of_its_stretch(states, rows):
-    """As wide as rows, a calibrated gist is nine tenths of that one and a tenth of all others."""
-    layers, heads, size = BASE.n_layers, BASE.n_kv_heads, BASE.head_dim
-    width = 2 * layers * heads * size
-    gist = dataclasses.replace(GIST, pools="rows", slots=2, width=width)
-    model = dataclasses.replace(MODEL, gist=gist)
-    everything = {"base": params()["base"]}
-    text = tokens(8, 64)
-    own = calibrated(model, everything, init_part(model, "gistnet", jax.random.key(0)), text)
+def test_a_fresh_slot_keeps_the_rows_of_the_last_child_of_its_stretch():
+    """As wide as rows, a calibrated gist is those rows, in every layer and head."""
+    model, own, text, everything = keeping()
     read, states = jax.jit(lambda t: read_windows(model, everything, t))(text)
     gists = model.gistnet.apply({"params": own}, states, read, method="blocks")
-    emitted = gist_rows(model, {"gistnet": own}, gists)
-    for kept, row in zip(emitted, read, strict=True):
-        children = row.reshape(layers, -1, GIST.block, heads * size)
-        last = np.asarray(children)[:, :, GIST.block // 2 - 1 :: GIST.block // 2]
-        rest = (np.asarray(children).sum(axis=2, keepdims=True) - last) / (GIST.block - 1)
-        expected = KEPT * last + (1 - KEPT) * rest
-        np.testing.assert_allclose(kept.reshape(expected.shape), expected, atol=2e-3)
+    for kept, row in zip(gist_rows(model, {"gistnet": own}, gists), read, strict=True):
+        by_block = row.reshape(*row.shape[:2], -1, GIST.block, *row.shape[3:])
+        last = by_block[:, :, :, GIST.block // 2 - 1 :: GIST.block // 2]
+        np.testing.assert_allclose(kept.reshape(last.shape), last, atol=2e-3)
+
+
+def test_a_slot_keeps_what_is_worth_most_in_each_layer_and_head():
+    model, own, text, everything = keeping()
+    children, best = GIST.block, np.array([2, 0])  # of layer 0, of layer 1: kept before the others
+    place = np.zeros((children, BASE.n_layers, BASE.n_kv_heads), np.float32)
+    place[best, np.arange(BASE.n_layers)] = 2.0
+    place[-1] = 1.0
+    own = own | {"lod1": own["lod1"] | {"kept_place": jnp.asarray(place)}}
+    read, states = jax.jit(lambda t: read_windows(model, everything, t))(text)
+    gists = model.gistnet.apply({"params": own}, states, read, method="blocks")
+    kept = gist_rows(model, {"gistnet": own}, gists).k
+    by_block = read.k.reshape(*read.k.shape[:2], -1, children, *read.k.shape[3:])
+    for layer, first in enumerate(best):
+        found = kept[layer].reshape(*by_block.shape[1:3], 2, *by_block.shape[4:])
+        np.testing.assert_allclose(found[:, :, 0], by_block[layer, :, :, first], atol=2e-3)
+        np.testing.assert_allclose(found[:, :, 1], by_block[layer, :, :, -1], atol=2e-3)
+
+
+def keeping():
+    """A model whose gists are as wide as rows, calibrated parameters, text, and its base."""
+    width = 2 * BASE.n_layers * BASE.n_kv_heads * BASE.head_dim
+    gist = dataclasses.replace(GIST, pools="rows", slots=2, width=width)
+    model = dataclasses.replace(MODEL, gist=gist)
+    everything, text = {"base": params()["base"]}, tokens(8, 64)
+    fresh = init_part(model, "gistnet", jax.random.key(0))
+    return model, calibrated(model, everything, fresh, text), text, everything
+
+
+def test_a_width_that_heads_cannot_share_is_refused():
+    gist = dataclasses.replace(GIST, pools="rows", slots=2, width=GIST.width + 1)
+    with pytest.raises(UserError, match="multiple of"):
+        init_part(dataclasses.replace(MODEL, gist=gist), "gistnet", jax.random.key(0))
 
 
 def test_gists_that_keep_rows_enter_as_rows():

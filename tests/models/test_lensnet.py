@@ -26,7 +26,7 @@ def query():
 def nodes():
     rng = np.random.default_rng(1)
     return Nodes(
-        gists=jnp.asarray(rng.normal(size=(2, N, GIST.slots * GIST.width)), jnp.float32),
+        gists=jnp.asarray(rng.normal(size=(2, N, GIST.width)), jnp.float32),
         level=jnp.asarray(rng.integers(1, 4, (2, N))),
         distance=jnp.asarray(rng.integers(0, 10_000, (2, N))),
         valid=jnp.ones((2, N), bool),

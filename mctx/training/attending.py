@@ -1,0 +1,112 @@
+"""Where a continuation looks: what the choice of rows that a gist keeps is learned from.
+
+The rows that tokens to come will attend to are worth keeping (KVzip, Kim et al. 2025,
+arXiv:2505.23416, asks a repetition of the text itself). The base's own attention tells which they
+were, in every layer and head apart; GistNet learns to tell it before they come. Which rows are the
+best is no smooth question, so nothing else teaches it.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mctx.focus.bank import Bank, BankShape, plain_context
+from mctx.models.base import BaseConfig, Read, Rows, rotated
+from mctx.models.finder import queries_of
+from mctx.models.wrapped import Wrapped, read_behind
+
+NEAR = 1024  # tokens, the last of a history, whose rows are chosen among
+
+
+def choice(
+    model: Wrapped, shape: BankShape, params: dict, bank: Bank, tail: jax.Array
+) -> jax.Array:
+    """How far what gists hold their children to be worth is from where the base looks, in nats.
+
+    Of every level, the rows of the level below are looked at by the tokens `tail` [B, T], which
+    follow the history and have read all that is near of it.
+
+    Returns:
+      [], the mean over levels of the divergence between shares of attention and of worth among the
+      children of a node, where nodes count by the attention they get.
+    """
+    near = functools.partial(_last, NEAR / (shape.blocks * model.gist.block))
+    rows = [near(2, some) for some in jax.lax.stop_gradient(_by_level(shape, bank.rows))]
+    behind = plain_context(bank.prefix, rows[0])
+    own = jax.lax.stop_gradient(read_behind(model, params, tail, *behind, collect=True))
+    below, apart = [near(2, bank.states), *(near(1, gists) for gists in bank.gists)], []
+    for level in range(1, model.gist.levels + 1):
+        nodes = min(NEAR, shape.blocks * model.gist.block) // model.gist.span(level)
+        if not nodes:
+            break
+        seen = most_attention(model.base, params["base"], own, rows[level - 1], bank.prefix)
+        of = {"params": params["gistnet"]}, level, below[level - 1]
+        worth = model.gistnet.apply(*of, method="worth")  # [B, R, L, K]
+        by_node = (len(tail), nodes, -1, *worth.shape[2:])
+        apart.append(_divergence(seen.reshape(by_node), worth.reshape(by_node)))
+    return jnp.stack(apart).mean()
+
+
+def most_attention(
+    base: BaseConfig, params: dict, tail: Read, rows: Rows, prefix: Rows
+) -> jax.Array:
+    """The most attention that any token of a continuation pays to each row behind which it stands.
+
+    Args:
+      params: of the base. tail: what it made of the continuation, with its states.
+      rows: [L, B, R, K, H], at contiguous positions behind the prefix [L, 1, P, K, H].
+
+    Returns:
+      [B, R, L, K], float32; of the query heads of a key/value head, the most of any.
+    """
+    own = tail.rows.k
+    (_, b, t), p = own.shape[:3], prefix.k.shape[2]
+    first = jnp.broadcast_to(prefix.k, (prefix.k.shape[0], b, *prefix.k.shape[2:]))
+    keys = jnp.concatenate([x.astype(own.dtype) for x in (first, rows.k, own)], axis=2)
+    s = keys.shape[2]
+    places = jnp.broadcast_to(jnp.arange(s), (b, s))
+    causal = jnp.arange(s) <= jnp.arange(s - t, s)[:, None]  # [T, S]
+    asked = jax.vmap(functools.partial(queries_of, base))(params["layers"], tail.states[:-1])
+    flat = asked.reshape(*asked.shape[:3], -1, asked.shape[-1])  # [L, B, T, N, H]
+    asked = rotated(base, flat, places[:, s - t :]).reshape(asked.shape)
+
+    def of_layer(layer):
+        query, keys = layer  # [B, T, K, G, H], [B, S, K, H]
+        logits = jnp.einsum("btkgh,bskh->bkgts", query, keys, preferred_element_type=jnp.float32)
+        shares = jax.nn.softmax(jnp.where(causal, logits * keys.shape[-1] ** -0.5, -jnp.inf))
+        return shares[..., p : s - t].max(axis=(2, 3))  # [B, K, R]
+
+    most = jax.lax.map(of_layer, (asked, rotated(base, keys, places)))  # [L, B, K, R]
+    return most.transpose(1, 3, 0, 2)
+
+
+def _divergence(seen: jax.Array, worth: jax.Array) -> jax.Array:
+    """KL divergence of worth's shares from those of attention, [B, n, C, L, K] each, over C."""
+    total = seen.sum(axis=2, keepdims=True)
+    shares = seen / jnp.maximum(total, 1e-9)
+    logs = jnp.log(jnp.maximum(shares, 1e-9)) - jax.nn.log_softmax(worth, axis=2)
+    return jnp.sum(shares * logs * total) / jnp.sum(total)
+
+
+def _by_level(shape: BankShape, rows: Rows) -> list[Rows]:
+    """Rows of a bank, level by level, LOD0 first."""
+    per = np.array([shape.gist.block] + [shape.gist.slots] * shape.gist.levels)
+    ends = np.cumsum(per * shape.counts())
+    return [
+        Rows(*(x[:, :, end - size : end] for x in rows))
+        for end, size in zip(ends, per * shape.counts(), strict=True)
+    ]
+
+
+def _last(share: float, axis: int, tree):
+    """Of arrays, the last part along an axis; all of it where the share is 1 or more."""
+
+    def part(x):
+        count = x.shape[axis]
+        return jax.lax.slice_in_dim(x, count - min(int(count * share), count), count, axis=axis)
+
+    return jax.tree.map(part, tree)
