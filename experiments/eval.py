@@ -7,7 +7,8 @@
         [--haystack=SOURCE]
 
 base         NLL of the base by position in its window
-gists        what gists alone recover of 512 tokens, level by level
+gists        what gists alone recover of 512 tokens, level by level; blocks told again from theirs
+gists_far    what gists of 1,536 tokens recover behind the recent 512
 lens         what 2, 4, 8 or 16 blocks of 48 recover, chosen by the lens and by others
 long_nll     NLL behind ever longer histories of held-out code or books
 retrieval    RULER's families: accuracy by length and depth
@@ -59,7 +60,12 @@ from mctx.errors import UserError
 from mctx.opened import ITEMS, Opened, open_checkpoint
 from mctx.tree.ingest import Reader
 
-SUITES: dict[str, Suite] = {"base": base.SUITE, "gists": gists.SUITE, "lens": lens.SUITE}
+SUITES: dict[str, Suite] = {
+    "base": base.SUITE,
+    "gists": gists.SUITE,
+    "gists_far": gists.FAR_SUITE,
+    "lens": lens.SUITE,
+}
 ASKING: dict[str, Asking] = {
     "long_nll": long_nll.SUITE,
     "retrieval": retrieval.SUITE,

@@ -1,5 +1,10 @@
-"""What gists alone recover of a short history, level by level (`mctx.training.gist`); and what as
-few rows recover that nobody trained: those of every n-th token, and the means of n."""
+"""What gists alone recover of a history: right behind it, and far behind recent tokens.
+
+Beside the levels of a GistNet: gists of another text, as many rows that nobody trained (those of
+every n-th token, and the means of n), and a coarse level in place of silence for what lies far.
+"""
+
+from __future__ import annotations
 
 import dataclasses
 import functools
@@ -8,30 +13,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.statistics import interval
 from experiments.suites import Suite
 from experiments.suites.masks import masked_nll
-from experiments.suites.rows import in_batches, recovered_rows
-from mctx.focus.bank import BankShape, make_bank, plain_context
-from mctx.models.base import Rows
-from mctx.models.wrapped import Wrapped, tail_nll
+from experiments.suites.rows import BATCH, in_batches, nll_row, recovered_rows
+from mctx.focus.bank import Bank, BankShape, make_bank, plain_context
+from mctx.models.base import Rows, token_hits
+from mctx.models.wrapped import Wrapped, gist_rows, read_behind, tail_nll
 
 PLAIN = "last", "mean"  # what stands for n tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """Tokens of history, shown as nodes of one level, and of the continuation that is scored.
-
-    `ratios`: tokens an entry, of rows that nobody trained.
+    """Attributes:
+    history: tokens that are shown as gists. tail: tokens read behind them.
+    scored: how many of the tail, the last, are told of.
+    ratios: tokens an entry, of rows that nobody trained.
     """
 
     history: int = 512
     tail: int = 128
+    scored: int = 128
     ratios: tuple[int, ...] = (32, 8)
 
 
-def length(model: Wrapped, protocol: Protocol = Protocol()) -> int | None:
-    room = model.base.window >= protocol.history + protocol.tail + len(model.base.prefix)
+NEAR, FAR = Protocol(), Protocol(history=1536, tail=512, scored=256)
+
+
+def length(model: Wrapped, protocol: Protocol = NEAR) -> int | None:
+    room = model.base.window >= protocol.history + protocol.tail + len(model.base.prefix) - 1
     return protocol.history + protocol.tail + 1 if room else None
 
 
@@ -40,39 +51,90 @@ def measure(
     params: dict,
     tokens: np.ndarray,
     seed: int,
-    protocol: Protocol = Protocol(),
+    protocol: Protocol = NEAR,
+    name: str = "gists",
 ) -> dict[str, list[dict]]:
     """Segments [n, history + tail + 1] -> rows recent (nothing shown), lod1, lod2, …, full."""
     shape = BankShape(model.gist, protocol.history // model.gist.block)
-    levels = whole_levels(model, protocol)
-    ways = {f"lod{level}": shape.node_level == level for level in levels}
-    tokens_shown = shape.node_level == 0
-    shown = np.stack([np.zeros_like(tokens_shown), tokens_shown, *ways.values()])  # [S, N]
+    ways = shown_by(model, shape, protocol)
+    shown = np.stack([mask for mask, _ in ways.values()])  # [S, N]
+    few = {f"{how} of {n}": protocol.history // n for n in protocol.ratios for how in PLAIN}
+    scored = protocol.scored
 
     @jax.jit
     def score(params, tokens):
         history, tail = jnp.split(tokens, [protocol.history], axis=1)
         bank = make_bank(model, params, history)
-        masks = jnp.broadcast_to(shown[:, None], (len(shown), len(tokens), shown.shape[1]))
-        nll = masked_nll(model, params, shape, bank, tail, masks, protocol.tail)
+
+        def behind(bank, masks):
+            masks = jnp.broadcast_to(masks[:, None], (len(masks), len(tokens), masks.shape[1]))
+            return masked_nll(model, params, shape, bank, tail, masks, scored)
+
+        nll = behind(bank, shown)
+        strange = behind(of_another(bank), (shape.node_level == 1)[None])
         rows = Rows(*(x[:, :, : protocol.history] for x in bank.rows))
         fewer = [plain_nll(params, bank.prefix, some, tail) for some in untrained(rows, protocol)]
-        return jnp.concatenate([nll, *fewer], axis=1)
+        return jnp.concatenate([nll, strange, *fewer], axis=1)
 
     def plain_nll(params, prefix, rows, tail):
-        context, start = plain_context(prefix, rows)
-        return tail_nll(model, params, tail, context, start).mean(axis=1, keepdims=True)
+        nll = tail_nll(model, params, tail, *plain_context(prefix, rows))
+        return nll[:, -scored:].mean(axis=1, keepdims=True)
 
-    none, full, *each = in_batches(functools.partial(score, params), tokens).T
-    few = {f"{how} of {n}": protocol.history // n for n in protocol.ratios for how in PLAIN}
-    rows = recovered_rows(none, full, dict(zip([*ways, *few], each, strict=True)), seed)
-    entries = {"recent": 0, "full": protocol.history}
-    entries |= {f"lod{level}": shape.counts()[level] * model.gist.slots for level in levels}
-    entries |= few
-    unlearned = {f"lod{level}" for level in levels if level > model.gist.trained}
+    columns = in_batches(functools.partial(score, params), apart(tokens)).T
+    entries = {way: count for way, (_, count) in ways.items()}
+    entries |= {"lod1 of another text": entries["lod1"]} | few
+    nll = dict(zip(entries, columns, strict=True))
+    none, full = nll.pop("recent"), nll.pop("full")
+    rows = recovered_rows(none, full, nll, seed)
+    unlearned = {f"lod{level}" for level in range(model.gist.trained + 1, model.gist.levels + 1)}
     for row in rows:
-        row |= {"entries": entries[row["what"]], "trained": row["what"] not in unlearned}
-    return {"gists": rows}
+        what = row["what"]
+        row |= {"entries": entries[what], "trained": unlearned.isdisjoint(what.split())}
+    return {name: rows}
+
+
+def shown_by(model: Wrapped, shape: BankShape, protocol: Protocol) -> dict[str, tuple]:
+    """By name, which nodes of the bank a way shows, bool [N], and how many entries these are."""
+    level, block = shape.node_level, model.gist.block
+    masks = {"recent": level < 0, "full": level == 0}
+    masks |= {f"lod{one}": level == one for one in whole_levels(model, protocol.history)}
+    span, coarse = far_part(model, protocol)
+    if coarse:
+        near = (level == 0) & (shape.node_block * block >= span)
+        kept = f"the last {protocol.history - span}"
+        far = (level == coarse) & (shape.node_block * block < span)
+        masks |= {f"{kept} as tokens": near, f"{kept} as tokens, lod{coarse} before": near | far}
+    cost = np.where(level == 0, block, model.gist.slots)
+    return {name: (mask, int(cost[mask].sum())) for name, mask in masks.items()}
+
+
+def whole_levels(model: Wrapped, history: int) -> list[int]:
+    """Levels whose nodes tile the history."""
+    levels = range(1, model.gist.levels + 1)
+    return [level for level in levels if history % model.gist.span(level) == 0]
+
+
+def far_part(model: Wrapped, protocol: Protocol) -> tuple[int, int]:
+    """Tokens of the far part of a history, and the coarsest level whose nodes tile it while a
+    quarter of the history or more lies behind it; 0 and 0 where there is none."""
+    for level in range(model.gist.levels, 1, -1):
+        span = model.gist.span(level)
+        far = protocol.history * 3 // 4 // span * span
+        if far:
+            return far, level
+    return 0, 0
+
+
+def apart(tokens: np.ndarray) -> np.ndarray:
+    """Segments in an order in which the neighbours of a batch are of other texts, where there are
+    some: they come by text."""
+    calls = -(-len(tokens) // BATCH)
+    return tokens[np.argsort(np.arange(len(tokens)) % calls, kind="stable")]
+
+
+def of_another(bank: Bank) -> Bank:
+    """Every text with the rows of the one beside it."""
+    return bank._replace(rows=Rows(*(jnp.roll(x, 1, axis=1) for x in bank.rows)))
 
 
 def untrained(rows: Rows, protocol: Protocol) -> list[Rows]:
@@ -84,18 +146,71 @@ def untrained(rows: Rows, protocol: Protocol) -> list[Rows]:
     return some
 
 
-def whole_levels(model: Wrapped, protocol: Protocol) -> list[int]:
-    """Levels whose nodes tile the history."""
-    levels = range(1, model.gist.levels + 1)
-    return [level for level in levels if protocol.history % model.gist.span(level) == 0]
+def said_again(
+    model: Wrapped, params: dict, tokens: np.ndarray, seed: int, protocol: Protocol = NEAR
+) -> list[dict]:
+    """What blocks are told again from nothing but their own gists, behind their first token:
+    NLL and share of the tokens that are the likeliest; and the same without gists."""
+    block = model.gist.block
+
+    @jax.jit
+    def score(params, tokens):
+        history = tokens[:, : protocol.history]
+        bank = make_bank(model, params, history)
+        words = history.reshape(-1, block)
+        gists = bank.gists[0].reshape(len(words), 1, *bank.gists[0].shape[2:])
+        own = gist_rows(model, params, gists)
+        found = []
+        for rows in Rows(*(x[:, :, :0] for x in own)), own:
+            hidden = read_behind(
+                model, params, words[:, :-1], *plain_context(bank.prefix, rows)
+            ).hidden
+            said = hidden, words[:, 1:]
+            nll = tail_nll(model, params, words, *plain_context(bank.prefix, rows))
+            hits = token_hits(params["base"], *said)
+            found += [x.reshape(len(tokens), -1).mean(axis=1) for x in (nll, hits)]
+        return jnp.stack(found, axis=1)  # [B, 4]
+
+    none, right, nll, hits = in_batches(functools.partial(score, params), tokens).T
+    made = []
+    for what, value, share, entries in (
+        ("its first token alone", none, right, 0),
+        ("behind its gist", nll, hits, model.gist.slots),
+    ):
+        hit = interval(share.astype(np.float64), seed=seed)
+        accuracy = {"accuracy": hit.value, "accuracy_low": hit.low, "accuracy_high": hit.high}
+        made.append(nll_row(what, value, seed, entries=entries) | accuracy)
+    return made
 
 
+def near(model, params, tokens, seed, protocol: Protocol = NEAR) -> dict[str, list[dict]]:
+    found = measure(model, params, tokens, seed, protocol)
+    return found | {"gists-again": said_again(model, params, tokens, seed, protocol)}
+
+
+def far(model, params, tokens, seed, protocol: Protocol = FAR) -> dict[str, list[dict]]:
+    return measure(model, params, tokens, seed, protocol, "gists_far")
+
+
+UNTRAINED = (
+    "*last of* n, *mean of* n: keys and values of every n-th token, of n in the mean; untrained. "
+    "*of another text*: gists of another segment, which should be worse than none."
+)
 SUITE = Suite(
     ("base", "gistnet"),
     length,
-    measure,
+    near,
     (
-        "A history of 512 tokens, shown as nodes of one level alone; NLL of the next 128. *last "
-        "of* n, *mean of* n: keys and values of every n-th token, of n in the mean; untrained.",
+        "A history of 512 tokens, shown as nodes of one level alone; NLL of the next 128. "
+        + UNTRAINED,
+    ),
+)
+FAR_SUITE = Suite(
+    ("base", "gistnet"),
+    functools.partial(length, protocol=FAR),
+    far,
+    (
+        "A history of 1,536 tokens, shown as nodes of one level alone, and the recent 512 read "
+        "behind it; NLL of the last 256. " + UNTRAINED,
     ),
 )
