@@ -1,4 +1,5 @@
-"""The rows of `bench train`: how fast a base is trained, against PyTorch and against its data."""
+"""The rows of `bench train`: how fast a base is trained, against PyTorch, against its data, and on
+all devices against one."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -21,12 +22,12 @@ from experiments import train
 from experiments.bench import stock_training
 from experiments.bench.measure import row
 from experiments.configs import base as bases
-from experiments.configs import pico_base
-from mctx import sharding
+from experiments.configs import pico_base, pico_gist
+from mctx import checkpoint, sharding
 from mctx.errors import UserError
 from mctx.flops import peak, plain_flops
 from mctx.models.base import BaseConfig
-from mctx.training import base
+from mctx.training import base, gist
 from mctx.training.loop import (
     Phase,
     TrainSettings,
@@ -37,6 +38,8 @@ from mctx.training.loop import (
 )
 from mctx.training.sources import Sources
 
+SHORT = dict(base=dict(base=dict(window=128)), gist=dict(history=1024, mixture=dict(allocator=0.0)))
+SAME_STEPS = 8  # whose losses are compared
 INTERVAL = "quartiles of the repetitions"
 NOTES = [
     "MFU: three times the matrix products of the forward pass, attention counted as the full "
@@ -59,15 +62,16 @@ class Sizes(NamedTuple):
 
 
 class Trained:
-    """A phase on one device, compiled, whose state goes on from timing to timing."""
+    """A phase, compiled for `settings.data` devices; its state goes on from timing to timing."""
 
     def __init__(self, phase: Phase, settings: TrainSettings):
         self.phase, self.settings = phase, settings
-        self.mesh = sharding.mesh(data=1)
+        self.mesh = sharding.mesh(data=settings.data)
         with jax.set_mesh(self.mesh):
             wanted = abstract_inputs(phase, settings, self.mesh)[0]
             self._step = jit_step(phase, settings, wanted, self.mesh)
-            self._state, self._at = fresh_state(phase, settings, wanted, {}), 0
+            self._frozen = sharding.place(phase.frozen, self.mesh)
+            self._state, self._at = fresh_state(phase, settings, wanted, self._frozen), 0
 
     def seconds(self, phase: Phase, steps: int) -> float:
         """Of a step, mean of `steps` whose batches come from `phase`."""
@@ -82,9 +86,16 @@ class Trained:
         return (time.perf_counter() - began) / steps
 
     def _made(self, batch):
-        self._state, metrics = self._step(self._state, {}, batch, np.int32(self._at))
+        at = np.int32(self._at)
+        self._state, metrics = self._step(self._state, self._frozen, batch, at)
         self._at += 1
         return metrics
+
+    def losses(self, steps: int) -> np.ndarray:
+        """Of the next steps."""
+        with jax.set_mesh(self.mesh):
+            ready = batches_ahead(self.phase, self._at + steps, self.mesh, self._at)
+            return np.array([float(self._made(batch)["loss"]) for _, batch in ready])
 
     def forward_flops(self) -> float:
         """Of one batch's loss."""
@@ -94,28 +105,33 @@ class Trained:
             return plain_flops(lambda p, b: loss(p, frozen, b, None), state.params, batch)
 
 
-def of_config(config: ConfigDict, rows: int, sources: Sources) -> Trained:
+def of_config(config: ConfigDict, rows: int, sources: Sources, devices: int = 1) -> Trained:
     config = train.over_defaults(config)
     config.update(batch_size=rows, eval_segments=1, eval_batch=1)
     if jax.default_backend() == "cpu":
         config.dtype = "float32"
-    config.train.update(data=1, fsdp=1, grad_accum=1, steps=10**6)
-    phase = replace(base.phase(config, sources), evaluate=None)
+    config.train.update(data=devices, fsdp=1, grad_accum=1, steps=10**6)
+    of = {"base": base, "gist": gist}[config.phase]
+    phase = replace(of.phase(config, sources), evaluate=None)
     return Trained(phase, TrainSettings(**config.train))
 
 
-def step(sizes: Sizes, args: argparse.Namespace) -> list[dict]:
-    """A step of pre-training on drawn tokens: tokens a second, the share of the peak, PyTorch's."""
-    vocab = sizes.config.base.vocab_size
+def drawn_from(vocab: int, load: Callable = lambda items: ({}, {})) -> Sources:
+    """Tokens by chance, the same at every step; `load`: of the parts before."""
 
     def drawn(length, batch, seed, step, rows):
         rng = np.random.default_rng(seed)
         return rng.integers(vocab, size=(batch, length), dtype=np.int32)[rows]
 
+    return Sources(load, *[drawn] * 5)
+
+
+def step(sizes: Sizes, args: argparse.Namespace) -> list[dict]:
+    """A step of pre-training on drawn tokens: tokens a second, the share of the peak, PyTorch's."""
     # First: later this process holds the memory.
     shape = BaseConfig.from_dict(sizes.config.base.to_dict()).to_dict()
     theirs = stock_training.measured(shape, sizes.rows, sizes.steps)
-    made = of_config(sizes.config, sizes.rows, Sources(lambda items: ({}, {}), *[drawn] * 5))
+    made = of_config(sizes.config, sizes.rows, drawn_from(sizes.config.base.vocab_size))
     phase = repeated(made.phase)
     made.seconds(phase, 1)
     times = np.array([made.seconds(phase, sizes.steps) for _ in range(sizes.repetitions)])
@@ -155,13 +171,53 @@ def data(sizes: Sizes, args: argparse.Namespace) -> list[dict]:
     return [row(what, ratios, "×", "≤ 1.03", np.median(ratios) <= 1.03, **more)]
 
 
+def devices(sizes: Sizes, args: argparse.Namespace) -> list[dict]:
+    """Phases base and gist of the pico on all devices against one: with as many times the rows
+    (weak scaling), with the same (strong), and what their losses differ by."""
+    count, found = jax.device_count(), []
+    if count == 1:
+        raise UserError("part 'devices' wants more than one device.")
+
+    def load(items):
+        return checkpoint.load_items(args.checkpoint, items)
+
+    for config in pico_base.get_config(), pico_gist.get_config():
+        if small(args):  # as short as its parts allow
+            config.update(SHORT[config.phase])
+        sources = drawn_from(pico_base.get_config().base.vocab_size, load)
+        rows = count if small(args) else config.batch_size
+        kinds = (1, rows), (count, count * rows), (count, rows)
+        one, weak, strong = (of_config(config, many, sources, n) for n, many in kinds)
+        apart = np.abs(strong.losses(SAME_STEPS) - one.losses(SAME_STEPS))
+        timed = one, weak, strong
+        times = np.array(
+            [[t.seconds(t.phase, sizes.steps) for t in timed] for _ in range(sizes.repetitions)]
+        )[1:].T
+        said = f"{count} devices against one, phase {config.phase}"
+        speedups = count * times[0] / times[1], times[0] / times[2]
+        goal = round(0.925 * count, 2)
+        found += [
+            row(f"{said}, {count} × the rows: tokens a second", speedups[0], "×", f"≥ {goal}",
+                np.median(speedups[0]) >= goal, ms=1e3 * float(np.median(times[1]))),
+            row(f"{said}, the same rows", speedups[1], "×", "", True,
+                ms=1e3 * float(np.median(times[2]))),
+            row(f"{said}: losses of {SAME_STEPS} steps differ by", apart, "nats", "≤ 1e-05",
+                apart.max() <= 1e-5, most=float(apart.max())),
+        ]  # fmt: skip
+    return found
+
+
 def repeated(phase: Phase) -> Phase:
     """The phase, with its first batch in place of every other."""
     first = phase.batch(0, slice(None))
     return replace(phase, batch=lambda step, rows: {n: x[rows] for n, x in first.items()})
 
 
-PARTS = {"step": step, "data": data}
+def small(args: argparse.Namespace) -> bool:
+    return args.smoke or jax.default_backend() == "cpu"
+
+
+PARTS = {"step": step, "data": data, "devices": devices}
 
 
 def run(args: argparse.Namespace) -> Iterator[list[dict]]:
@@ -173,10 +229,9 @@ def run(args: argparse.Namespace) -> Iterator[list[dict]]:
         print("data is left out: it wants --corpus=DIR.", file=sys.stderr)
     # Another process wants memory of the same device (stock_training.py).
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    small = args.smoke or jax.default_backend() == "cpu"
     sizes = Sizes(bases.get_config("300m"), 16, pico_base.get_config().batch_size, 10, 5)
     sizes.config.remat = False  # so many rows fit a device as they are, PyTorch's too
-    if small:
+    if small(args):
         sizes = Sizes(pico_base.get_config(), 2, 2, 2, 2)
     rows = []
     for name in wanted or (["step", "data"] if args.corpus else ["step"]):
