@@ -12,7 +12,8 @@
 URI is a path, file://, gs:// or s3://. SOURCE is a file, a folder of text files, a collection in
 JSON lines, or `package:NAME`. With --as-documents each of its texts becomes a document, which can
 be replaced: those that are in the tree with another text are replaced, the others added, all in
-one commit. Text is committed as it is read, so an append that was interrupted has lost little.
+one commit. Text is committed as it is read, every few seconds: an append that was interrupted has
+lost no more.
 Tokens short of a block at the end of a text are not stored.
 
 `rebuild` makes all gists anew by the models of another checkpoint; interrupted, it goes on.
@@ -31,6 +32,7 @@ import argparse
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,7 +56,7 @@ from mctx.tree.rebuild import rebuild
 from mctx.tree.store import Tree
 from mctx.tree.verify import verify
 
-COMMIT_TOKENS = 2**16
+COMMIT_SECONDS = 10.0  # lost at most; oftener, and files that are not full are written many times
 EXPORT_ROWS = 2**16  # at once
 NO_MIRROR = MirrorConfig(limit=2**24, load=False)  # each gist is looked at once
 Tell = Callable[[int, int], None]  # done, of all
@@ -162,11 +164,13 @@ def _tokens(tokenizer: Tokenizer, documents: list[text.Document]) -> np.ndarray:
 
 
 def _append_text(fill: Ingest, tokens: np.ndarray, tell: Tell) -> dict:
-    before = fill.tree.length
-    for at in range(0, len(tokens), COMMIT_TOKENS):
-        for _ in fill.feed(tokens[at : at + COMMIT_TOKENS], rows=0):
-            tell(fill.tree.length - before, len(tokens))
-        fill.tree.commit()
+    before, committed = fill.tree.length, time.monotonic()
+    for _ in fill.feed(tokens, rows=0):
+        tell(fill.tree.length - before, len(tokens))
+        if time.monotonic() - committed >= COMMIT_SECONDS:
+            fill.tree.commit()
+            committed = time.monotonic()
+    fill.tree.commit()
     return {"appended": fill.tree.length - before, "not stored": len(fill.waiting)}
 
 
@@ -263,7 +267,6 @@ def _reader(opened: Opened) -> Reader:
     return Reader(opened.model, opened.params)
 
 
-
 @contextmanager
 def _bar(args, unit: str) -> Iterator[Tell]:
     """A bar on standard error, where that is a terminal and nobody asked for JSON."""
@@ -341,7 +344,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         facts = ACTIONS[args.action](args)
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted: the tree holds what was committed; run again to go on.")
+        sys.exit(
+            "\ninterrupted: the tree holds what was committed. Run again, rebuild and compact go on; "
+            "append of text begins with its first token."
+        )
     show(facts, args.json)
     if facts.get("problems"):
         raise UserError(f"{args.uri} has {len(facts['problems'])} problems, listed above.")
