@@ -29,12 +29,12 @@ Several processes fill one tree together when each is started with the same argu
 """
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -127,19 +127,22 @@ def export(args) -> dict:
     tree, output = Tree.open(args.uri, mirror=NO_MIRROR), args.output
     if output.exists():
         raise UserError(f"{output} exists: choose a new path.")
-    output.parent.mkdir(parents=True, exist_ok=True)
     draft = output.with_name(f".{output.name}.draft")
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         with _bar(args, "rows") as tell:
             if output.suffix == ".txt":
                 _export_text(tree, draft, args.checkpoint, tell)
             else:
                 _export_arrays(tree, draft, tell)
         draft.rename(output)
+    except OSError as error:
+        raise UserError(f"{output} cannot be written ({error.strerror}).") from error
     finally:
         if draft.is_dir():
             shutil.rmtree(draft)
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink()
     return {"exported": str(output)} | tree.stats()
 
 
@@ -267,7 +270,7 @@ def _reader(opened: Opened) -> Reader:
     return Reader(opened.model, opened.params)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _bar(args, unit: str) -> Iterator[Tell]:
     """A bar on standard error, where that is a terminal and nobody asked for JSON."""
     columns = TextColumn(args.action), BarColumn(), MofNCompleteColumn(), TextColumn(unit)
@@ -345,8 +348,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         facts = ACTIONS[args.action](args)
     except KeyboardInterrupt:
         sys.exit(
-            "\ninterrupted: the tree holds what was committed. Run again, rebuild and compact go on; "
-            "append of text begins with its first token."
+            "\ninterrupted: the tree holds what was committed. Run again, rebuild and compact go "
+            "on; an append of text begins with its first token."
         )
     show(facts, args.json)
     if facts.get("problems"):

@@ -160,6 +160,7 @@ WRONG = {
     "half a job": (["append", "--input=in.txt", "--coordinator=a:1"], ..., "--processes"),
     "there already": (["create"], ..., "already"),
     "there already, too": (["export", "--output=in.txt"], ..., "exists"),
+    "no place": (["export", "--output=in.txt/out"], ..., "in.txt/out cannot be written"),
 }
 
 

@@ -231,7 +231,7 @@ def test_two_who_replace_the_same_document_end_with_one_whole_version(first):
 
 @pytest.mark.parametrize("first", range(STEPS + 1))
 def test_one_who_appends_and_one_who_compacts_leave_one_whole_tree(first):
-    """Whoever is refused has lost nothing but its own; the folders that are deleted are nobody's."""
+    """Whoever is refused has lost nothing but its own; folders that are deleted are nobody's."""
     for second in range(0, 12, 3):
         tree, history = worn(f"memory://rivals-{next(numbers)}")
         kept, refused = [], []
