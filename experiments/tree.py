@@ -12,7 +12,8 @@
 URI is a path, file://, gs:// or s3://. SOURCE is a file, a folder of text files, a collection in
 JSON lines, or `package:NAME`. With --as-documents each of its texts becomes a document, which can
 be replaced: those that are in the tree with another text are replaced, the others added, all in
-one commit. Text is committed as it is read, so an append that was interrupted has lost little.
+one commit. Text is committed as it is read, every few seconds: an append that was interrupted has
+lost no more.
 Tokens short of a block at the end of a text are not stored.
 
 `rebuild` makes all gists anew by the models of another checkpoint; interrupted, it goes on.
@@ -28,11 +29,12 @@ Several processes fill one tree together when each is started with the same argu
 """
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -54,7 +56,7 @@ from mctx.tree.rebuild import rebuild
 from mctx.tree.store import Tree
 from mctx.tree.verify import verify
 
-COMMIT_TOKENS = 2**16
+COMMIT_SECONDS = 10.0  # lost at most; oftener, and files that are not full are written many times
 EXPORT_ROWS = 2**16  # at once
 NO_MIRROR = MirrorConfig(limit=2**24, load=False)  # each gist is looked at once
 Tell = Callable[[int, int], None]  # done, of all
@@ -125,19 +127,22 @@ def export(args) -> dict:
     tree, output = Tree.open(args.uri, mirror=NO_MIRROR), args.output
     if output.exists():
         raise UserError(f"{output} exists: choose a new path.")
-    output.parent.mkdir(parents=True, exist_ok=True)
     draft = output.with_name(f".{output.name}.draft")
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         with _bar(args, "rows") as tell:
             if output.suffix == ".txt":
                 _export_text(tree, draft, args.checkpoint, tell)
             else:
                 _export_arrays(tree, draft, tell)
         draft.rename(output)
+    except OSError as error:
+        raise UserError(f"{output} cannot be written ({error.strerror}).") from error
     finally:
         if draft.is_dir():
             shutil.rmtree(draft)
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink()
     return {"exported": str(output)} | tree.stats()
 
 
@@ -162,11 +167,13 @@ def _tokens(tokenizer: Tokenizer, documents: list[text.Document]) -> np.ndarray:
 
 
 def _append_text(fill: Ingest, tokens: np.ndarray, tell: Tell) -> dict:
-    before = fill.tree.length
-    for at in range(0, len(tokens), COMMIT_TOKENS):
-        for _ in fill.feed(tokens[at : at + COMMIT_TOKENS], rows=0):
-            tell(fill.tree.length - before, len(tokens))
-        fill.tree.commit()
+    before, committed = fill.tree.length, time.monotonic()
+    for _ in fill.feed(tokens, rows=0):
+        tell(fill.tree.length - before, len(tokens))
+        if time.monotonic() - committed >= COMMIT_SECONDS:
+            fill.tree.commit()
+            committed = time.monotonic()
+    fill.tree.commit()
     return {"appended": fill.tree.length - before, "not stored": len(fill.waiting)}
 
 
@@ -263,8 +270,7 @@ def _reader(opened: Opened) -> Reader:
     return Reader(opened.model, opened.params)
 
 
-
-@contextmanager
+@contextlib.contextmanager
 def _bar(args, unit: str) -> Iterator[Tell]:
     """A bar on standard error, where that is a terminal and nobody asked for JSON."""
     columns = TextColumn(args.action), BarColumn(), MofNCompleteColumn(), TextColumn(unit)
@@ -341,7 +347,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         facts = ACTIONS[args.action](args)
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted: the tree holds what was committed; run again to go on.")
+        sys.exit(
+            "\ninterrupted: the tree holds what was committed. Run again, rebuild and compact go "
+            "on; an append of text begins with its first token."
+        )
     show(facts, args.json)
     if facts.get("problems"):
         raise UserError(f"{args.uri} has {len(facts['problems'])} problems, listed above.")

@@ -207,12 +207,27 @@ def _begin_to_load(mirror: weakref.ref, head: Head, loaded: Future) -> None:
     with self._lock:
         self._pages.reserve(sum(len(each.pages) for each in wanted))
     step = max(1, LOAD_BYTES // (size * row_bytes(head.spec, 1)))
+    arrays = self._arrays
     pieces = (
-        each._replace(pages=each.pages[at : at + step])
+        piece
         for each in wanted
-        for at in range(0, len(each.pages), step)
+        for piece in _cut(each, size, step, *arrays.stored_sizes(each.level, each.epoch))
     )
     self._submit(_load, mirror, pieces, deque(), loaded)
+
+
+def _cut(piece: _Piece, size: int, step: int, file: int, chunk: int) -> list[_Piece]:
+    """In pieces of at most `step` pages, and apart the last chunks of files larger than that.
+
+    Those alone cannot be read past the system's cache.
+
+    Args:
+      size: rows of a page. file, chunk: rows of them.
+    """
+    last = (file > step * size) & (piece.pages * size % file >= file - chunk)
+    cuts = (np.diff(piece.pages // step) != 0) | (last[1:] != last[:-1])
+    parts = np.split(piece.pages, 1 + np.flatnonzero(cuts))
+    return [piece._replace(pages=pages) for pages in parts]
 
 
 def _load(mirror: weakref.ref, pieces: Iterator[_Piece], begun: deque, loaded: Future) -> None:

@@ -160,6 +160,7 @@ WRONG = {
     "half a job": (["append", "--input=in.txt", "--coordinator=a:1"], ..., "--processes"),
     "there already": (["create"], ..., "already"),
     "there already, too": (["export", "--output=in.txt"], ..., "exists"),
+    "no place": (["export", "--output=in.txt/out"], ..., "in.txt/out cannot be written"),
 }
 
 
@@ -185,6 +186,26 @@ def test_a_file_that_is_not_text_stops_a_folder_before_anything_is_written(run):
     assert Tree.open(run.uri).length == 0
     with pytest.raises(UserError, match="no MegaContext tree"):
         command.main(["stats", str(run.folder / "elsewhere")])
+
+
+@pytest.mark.parametrize("seconds", [0.0, float("inf")])
+def test_text_is_committed_from_time_to_time_as_it_is_read(run, monkeypatch, seconds):
+    run("create")
+    text, calls, gists = write(run.folder / "in.txt", 1000), [], Reader.window_gists
+
+    def interrupted(reader, tokens):
+        calls.append(tokens)
+        if len(calls) > 3:
+            raise KeyboardInterrupt
+        return gists(reader, tokens)
+
+    monkeypatch.setattr(Reader, "window_gists", interrupted)
+    monkeypatch.setattr(command, "COMMIT_SECONDS", seconds)
+    with pytest.raises(SystemExit, match="interrupted"):
+        run("append", f"--input={text}")
+    report = verify(run.uri)
+    assert report.problems == [] and not report.missing
+    assert report.counts[0] < 1000 and bool(report.counts[0]) == (seconds == 0)
 
 
 def test_a_person_reads_lines_and_a_failure_has_status_two(run, monkeypatch, capsys):

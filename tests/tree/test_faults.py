@@ -23,6 +23,7 @@ from mctx.tree.compact import compact
 from mctx.tree.head import HeadRecord
 from mctx.tree.ingest import Ingest
 from mctx.tree.store import Tree, TreeError
+from mctx.tree.verify import verify
 from tests.tree.codebase import PAD, SPEC, WINDOW, History, Reader, checked, tokens_of
 from tests.tree.test_writers import Turns
 
@@ -226,6 +227,36 @@ def test_two_who_replace_the_same_document_end_with_one_whole_version(first):
         for seed in kept:
             history.replace("a", tokens_of(seed, 30))
         history.check(Tree.open(uri))
+
+
+@pytest.mark.parametrize("first", range(STEPS + 1))
+def test_one_who_appends_and_one_who_compacts_leave_one_whole_tree(first):
+    """Whoever is refused has lost nothing but its own; folders that are deleted are nobody's."""
+    for second in range(0, 12, 3):
+        tree, history = worn(f"memory://rivals-{next(numbers)}")
+        kept, refused = [], []
+
+        def appends(uri=tree.uri, kept=kept, refused=refused):
+            try:
+                ingest = writer(Tree.open(uri, mode="w"))
+                ingest.add_document("new", tokens_of(50, 30))
+                ingest.tree.commit()
+                kept.append("new")
+            except TreeError as error:
+                refused.append(str(error))
+
+        def compacts(uri=tree.uri, refused=refused):
+            try:
+                compact(Tree.open(uri, mode="w"), grace=0)
+            except TreeError as error:
+                refused.append(str(error))
+
+        Turns([0] * first + [1] * (second + 1)).run(appends, compacts)
+        assert all("nother writer" in sentence for sentence in refused) and len(refused) < 2
+        if kept:
+            history.add("new", tokens_of(50, 30))
+        history.check(Tree.open(tree.uri))
+        assert verify(tree.uri).problems == []
 
 
 # -- readers -----------------------------------------------------------------------------------

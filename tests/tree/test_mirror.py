@@ -1,5 +1,7 @@
 """The mirror gives what is stored, whatever its size, whoever asks, and however rows came to it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from mctx.tree.arrays import Arrays, open_kvstore, to_bits
 from mctx.tree.extents import DEAD, Extent, Extents
 from mctx.tree.head import TreeError, TreeSpec
-from mctx.tree.mirror import Mirror, MirrorConfig, _pages_of
+from mctx.tree.mirror import Mirror, MirrorConfig, _cut, _pages_of, _Piece
 from mctx.tree.pages import Bits, Pages
 from mctx.tree.store import Tree
 from tests.tree import history
@@ -172,6 +174,53 @@ def test_what_is_loaded_is_every_page_with_a_stored_row_once(parts):
         if here
     ]
     assert [(e, pages.tolist(), end) for e, pages, end in _pages_of(extents, 8)] == expected
+
+
+@given(st.sets(st.integers(0, 150)), st.sampled_from([(16, 4), (64, 4), (64, 16), (256, 64)]))
+def test_what_is_read_at_once_keeps_the_last_chunk_of_a_large_file_apart(numbers, sizes):
+    """Pages of 4 rows, 8 of them at once: only files of 64 rows and more are larger than that."""
+    file, chunk = sizes
+    pieces = _cut(_Piece(1, 1, np.array(sorted(numbers), int), 10**6), 4, 8, file, chunk)
+    assert [n for each in pieces for n in each.pages.tolist()] == sorted(numbers)
+    for piece in pieces:
+        assert len(piece.pages) <= 8 and piece.end == 10**6
+        last = {int(n) * 4 % file >= file - chunk for n in piece.pages}
+        assert len(last) <= 1 or file <= 32
+    assert len(pieces) <= 1 + 151 // 8 + (2 * 151 * 4 // file if file > 32 else 0)
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch) -> Path:
+    """A tree in files larger than a piece: of 256 rows, in chunks of 128, a page each."""
+    for name, size in {"SHARD": 2**13, "CHUNK": 2**12}.items():
+        monkeypatch.setattr(f"mctx.tree.arrays.BULK_{name}_BYTES", size)
+    with Tree.create(tmp_path, SPEC, bulk=True) as tree:
+        history.append(tree, ROWS * SPEC.fanouts[0])
+    monkeypatch.setattr("mctx.tree.mirror.WORTH_LOADING", 1)
+    monkeypatch.setattr("mctx.tree.mirror.LOAD_BYTES", PAGE * 32)
+    return tmp_path
+
+
+def test_large_files_are_loaded_in_pieces(large, monkeypatch):
+    tree = Tree.open(large)
+    tree._mirror.loaded.result(10)
+    asked = counted(tree, monkeypatch)
+    history.check(tree)
+    assert not asked
+
+
+@pytest.mark.parametrize("harm", ["a bit flipped", "lost"])
+def test_what_is_read_straight_to_its_place_is_checked_too(large, harm):
+    path = next(large.glob("*/lod1/c.1.*"))
+    intact = path.read_bytes()
+    path.unlink()
+    if harm != "lost":
+        path.write_bytes(intact[:100] + bytes([intact[100] ^ 1]) + intact[101:])
+    tree = Tree.open(large)
+    assert tree._mirror.loaded.exception(10)
+    with pytest.raises(TreeError, match="Level 1, rows 2"):
+        tree.gather(1, np.arange(200, 300))
+    np.testing.assert_array_equal(tree.gather(1, np.arange(200)), history.gists(1, 0, 200))
 
 
 def test_loading_leaves_damage_to_who_asks(uri, tmp_path, monkeypatch):

@@ -1,11 +1,13 @@
 """Gists remade by other models are what those would have made; killed midway, nothing is lost."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 
 from mctx.tree import rebuild as rebuilding
+from mctx.tree.arrays import open_kvstore
 from mctx.tree.head import TreeError
 from mctx.tree.ingest import Ingest, tree_spec
 from mctx.tree.rebuild import rebuild
@@ -13,6 +15,7 @@ from mctx.tree.store import Tree
 from mctx.tree.verify import verify
 from tests.runtime.small import place, text
 from tests.tree.plain import BLOCK, MODEL, WINDOW, PlainReader
+from tests.tree.test_faults import Failure, failing_at
 
 WIDE = dataclasses.replace(MODEL, gist=dataclasses.replace(MODEL.gist, width=12))
 
@@ -100,6 +103,28 @@ def test_a_rebuild_that_was_killed_goes_on(other, wanted, monkeypatch, after):
     assert_same(Tree.open(uri), wanted)
     starts = np.concatenate(calls)
     assert len(starts) == len(np.unique(starts)), "a window was read again"
+
+
+def test_a_rebuild_whose_storage_fails_leaves_the_old_gists_or_the_new(other, wanted):
+    """At any step, before or after it was made; here every fifth."""
+    before = filled(PlainReader(), "models")
+    keys = before.kvstore.list().result()
+    for step in itertools.count(0, 5):
+        uri = place()
+        for key in keys:
+            value = before.kvstore.read(key).result().value
+            open_kvstore(uri).write(key, value).result()
+        try:
+            with failing_at(step):
+                rebuild(uri, other, "others", every=0)
+        except Failure:
+            seen = Tree.open(uri)
+            assert_same(seen, before if seen.spec == before.spec else wanted)
+            rebuild(uri, other, "others")
+            assert_same(Tree.open(uri), wanted)
+        else:
+            break
+    assert step > 10
 
 
 def test_what_was_added_or_replaced_meanwhile_is_remade_too(other, monkeypatch):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mctx.errors import UserError
 from mctx.tree import head as heads
-from mctx.tree.arrays import open_kvstore
+from mctx.tree.arrays import array_folder, open_kvstore
 from mctx.tree.checks import MAX_BLOCKS
 from mctx.tree.extents import Extent
 from mctx.tree.head import Head
@@ -97,6 +97,16 @@ def test_plain_path_and_file_uri_are_one_tree(tmp_path):
     with Tree.create(tmp_path / "a tree", SPEC) as tree:
         history.append(tree, 100)
     history.check(Tree.open(f"file://{tmp_path}/a%20tree"))
+
+
+@pytest.mark.parametrize("scheme, driver", [("gs", "gcs"), ("s3", "s3")])
+@pytest.mark.parametrize("written, path", [("a/tree", "a/tree/"), ("a/tree/", "a/tree/"), ("", "")])
+def test_a_bucket_s_uri_is_the_place_it_names(scheme, driver, written, path):
+    """Nothing is asked of a network before something is read."""
+    kvstore = open_kvstore(f"{scheme}://my-bucket/{written}")
+    array = (kvstore / array_folder(1, 3)).spec().to_json()
+    assert array == {"driver": driver, "bucket": "my-bucket", "path": f"{path}epoch-00000003/lod1/"}
+    assert (kvstore / "HEAD").url == f"{scheme}://my-bucket/{path}HEAD"
 
 
 def test_gists_are_rounded_to_bfloat16():
