@@ -112,10 +112,10 @@ def shape_sources(config: ConfigDict, known: dict) -> Sources:
         return {item: shapes_of(model, item, types.get(item, "float32")) for item in items}, known
 
     def zeros(length, batch, seed, step, rows):
-        return np.zeros((len(range(batch)[rows]), length), np.int32)
+        return np.zeros((len(np.arange(batch)[rows]), length), np.int32)
 
     def histories(*, near, far, groups, tail, reach, block, batch, seed, step, rows):
-        n, length = len(range(batch)[rows]), near + groups * far
+        n, length = len(np.arange(batch)[rows]), near + groups * far
         return np.zeros((n, length + tail), np.int32), np.zeros((n, length // block), np.int32)
 
     def questions(*, length, tail, block, batch, seed, step, rows):
@@ -273,34 +273,40 @@ def _row(program: Program, memory, flops: float, began: float, fits: str) -> dic
     }
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> tuple[list[dict], list[str]]:
-    """Rows of all programs, and notes on what they were compiled for."""
-    devices = devices_of(args.topology)
-    limit = MEMORY.get(args.topology.partition(":")[0])
-    given = [*overrides, "--config.corpus=none"]
-    configs = [train.configuration(path, given) for path in args.configs]
-    known = known_parts(configs)
-    last = configs[-1]
-    model = wrapped_from(last, known)
-    rows, notes = [], []
+def programs(args: argparse.Namespace, configs, known, devices) -> Iterator[tuple[Program, Mesh]]:
+    """What is asked for, and the mesh that it is for."""
     if args.inference:
         mesh = sharding.mesh(data=1, fsdp=len(devices), devices=devices)
         settings = SessionConfig(
             budget=args.budget, heads=args.heads, top=args.heads, capacity=args.budget
         )
-        programs = session_programs(model, settings, mesh)
-        rows += [compiled_row(program, mesh, limit) for program in programs]
-    for config in configs if not args.inference else ():
+        model = wrapped_from(configs[-1], known)
+        for program in session_programs(model, settings, mesh):
+            yield program, mesh
+        return
+    for config in configs:
         settings = TrainSettings(**config.train)
         mesh = sharding.mesh(settings.data, settings.fsdp, settings.head, devices)
-        rows.append(compiled_row(train_program(config, known, mesh), mesh, limit))
-    base = count_parameters(shapes_of(model, "base")) / 1e9
-    axes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    notes.append(
-        f"{len(devices)} × {devices[0].device_kind}, {axes}; a base of {base:.3g} billion "
-        f"parameters" + (f"; {limit} GiB a device." if limit else ".")
-    )
-    return rows, notes
+        yield train_program(config, known, mesh), mesh
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> Iterator[tuple[list[dict], list[str]]]:
+    """After each program, the rows so far, and notes on what they were compiled for."""
+    devices = devices_of(args.topology)
+    limit = MEMORY.get(args.topology.partition(":")[0])
+    given = [*overrides, "--config.corpus=none"]
+    configs = [train.configuration(path, given) for path in args.configs]
+    known = known_parts(configs)
+    base = count_parameters(shapes_of(wrapped_from(configs[-1], known), "base")) / 1e9
+    rows = []
+    for program, mesh in programs(args, configs, known, devices):
+        rows.append(compiled_row(program, mesh, limit))
+        axes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+        note = (
+            f"{len(devices)} × {devices[0].device_kind}, {axes}; a base of {base:.3g} billion "
+            f"parameters" + (f"; {limit} GiB a device." if limit else ".")
+        )
+        yield rows, [note]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -317,10 +323,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", default="aot", help="of the result")
     parser.add_argument("--json", type=Path, help="the result file; default: runs/NAME.json")
     args, overrides = parser.parse_known_args(arguments)
-    rows, notes = run(args, overrides)
     path = args.json or Path("runs") / f"{args.name}.json"
     command = entry.command(parser, arguments)
-    entry.write_result(path, command, 0, rows, name=args.name, notes=notes)
+    for rows, notes in run(args, overrides):  # a compile may take long: none is lost with the next
+        entry.write_result(path, command, 0, rows, name=args.name, notes=notes)
     report.print_table(report.load_result(path), Console())
 
 
