@@ -45,6 +45,9 @@ def test_parameters_split_over_the_devices_take_less_of_each(config, tmp_path, m
     assert whole["what"] == split["what"] == "train step of phase base"
     assert 0 < split["arguments"] < whole["arguments"] / 2
     assert whole["GFLOP a device"] == split["GFLOP a device"] > 0
+    (known,) = rows(config, tmp_path, "--config.train.fsdp=8", "--shapes")
+    assert known["value"] == pytest.approx(split["arguments"], rel=1e-3)
+    assert known["TFLOP of all"] == pytest.approx(8e-3 * split["GFLOP a device"])
 
 
 @pytest.mark.parametrize("name", ["gist", "lens", "mof"])
