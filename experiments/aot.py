@@ -6,7 +6,9 @@ CONFIGs are files of experiments/configs, in the order of their phases. For each
 compiled as `experiments.train` would run it on that topology, mesh and batch included; with
 --inference, what a session runs with their parts: ingest, lens, allocator, gists' rows, decode,
 with parameters split over all devices. No weights are made. Told are the bytes that each device
-needs, operations, and whether it fits; a kernel that does not compile is an error.
+needs, operations, and whether it fits; a kernel that does not compile is an error. With --shapes,
+in less time, only what needs no compiler is told: a device's share of base, parameters, optimizer
+and batch, and the operations of all devices together.
 
 A TPU topology (v5e:2x4, v5e:16x16, v5p:4x4x4 …) needs TPU's compiler, not a TPU: `pip install
 -r requirements-tpu-aot.txt`. `cpu:8` compiles for so many fake CPU devices; what those need in
@@ -14,9 +16,10 @@ memory says little about any other machine.
 """
 
 import argparse
+import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -60,11 +63,25 @@ SECTIONS = {"base": ("base",), "gist": ("gist", "window"), "lens": ("lens",)}  #
 
 
 class Program(NamedTuple):
-    """Something to compile: `lower` gives a `jax.stages.Lowered`, `flops` counts the whole."""
+    """Something to compile. `args`: shapes; those that have a place on the mesh keep it."""
 
     what: str
-    lower: object
-    flops: object
+    jitted: jax.stages.Wrapped
+    function: Callable
+    args: tuple
+
+    def flops(self) -> float:
+        """Operations of all devices together."""
+        return plain_flops(lambda *args: self.function(*args), *self.args)
+
+    def argument_bytes(self) -> int:
+        """What one device holds of the arguments."""
+        return sum(map(_held, jax.tree.leaves(self.args)))
+
+
+def _held(leaf: jax.ShapeDtypeStruct) -> int:
+    shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+    return math.prod(shape) * jnp.dtype(leaf.dtype).itemsize
 
 
 def devices_of(topology: str) -> Sequence[jax.Device]:
@@ -112,10 +129,10 @@ def shape_sources(config: ConfigDict, known: dict) -> Sources:
         return {item: shapes_of(model, item, types.get(item, "float32")) for item in items}, known
 
     def zeros(length, batch, seed, step, rows):
-        return np.zeros((len(range(batch)[rows]), length), np.int32)
+        return np.zeros((len(np.arange(batch)[rows]), length), np.int32)
 
     def histories(*, near, far, groups, tail, reach, block, batch, seed, step, rows):
-        n, length = len(range(batch)[rows]), near + groups * far
+        n, length = len(np.arange(batch)[rows]), near + groups * far
         return np.zeros((n, length + tail), np.int32), np.zeros((n, length // block), np.int32)
 
     def questions(*, length, tail, block, batch, seed, step, rows):
@@ -157,11 +174,8 @@ def train_program(config: ConfigDict, known: dict, mesh: Mesh) -> Program:
     check_batch_size(phase.batch_size, settings, mesh)
     inputs = abstract_inputs(phase, settings, mesh)
     step_fn = jit_step(phase, settings, inputs[0], mesh)
-    return Program(
-        f"train step of phase {phase.name}",
-        partial(step_fn.lower, *inputs),
-        partial(plain_flops, make_step(phase.loss, settings), *inputs),
-    )
+    step = make_step(phase.loss, settings)
+    return Program(f"train step of phase {phase.name}", step_fn, step, inputs)
 
 
 def session_programs(model: Wrapped, settings: SessionConfig, mesh: Mesh) -> Iterator[Program]:
@@ -180,11 +194,7 @@ def session_programs(model: Wrapped, settings: SessionConfig, mesh: Mesh) -> Ite
         return Rows(of(shape, model.dtype), of(shape, model.dtype))
 
     def program(what, function, *args):
-        def counted(*args):
-            return function(*args)
-
-        jitted = jax.jit(function, out_shardings=None)
-        return Program(what, partial(jitted.lower, *args), partial(plain_flops, counted, *args))
+        return Program(what, jax.jit(function, out_shardings=None), function, args)
 
     windows = of((ingest.BATCH, model.window))
     yield program("ingest of 4 windows", partial(ingest._read_full, model), params, windows)
@@ -233,6 +243,17 @@ def session_programs(model: Wrapped, settings: SessionConfig, mesh: Mesh) -> Ite
 # -- what is told ------------------------------------------------------------------------------
 
 
+def shapes_row(program: Program, mesh: Mesh) -> dict:
+    """What is known of a program without compiling it."""
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        flops = program.flops()
+    held = program.argument_bytes() / GIB
+    return {
+        "what": f"{program.what}: arguments", "value": held, "unit": "GiB a device",
+        "TFLOP of all": flops / 1e12,
+    }  # fmt: skip
+
+
 def compiled_row(program: Program, mesh: Mesh, limit: int | None) -> dict:
     """Compiles a program and says what one device needs for it, in GiB."""
     began = time.perf_counter()
@@ -241,7 +262,7 @@ def compiled_row(program: Program, mesh: Mesh, limit: int | None) -> dict:
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         flops = program.flops() / mesh.size
         try:
-            memory = program.lower().compile().memory_analysis()
+            memory = program.jitted.lower(*program.args).compile().memory_analysis()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -273,34 +294,41 @@ def _row(program: Program, memory, flops: float, began: float, fits: str) -> dic
     }
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> tuple[list[dict], list[str]]:
-    """Rows of all programs, and notes on what they were compiled for."""
-    devices = devices_of(args.topology)
-    limit = MEMORY.get(args.topology.partition(":")[0])
-    given = [*overrides, "--config.corpus=none"]
-    configs = [train.configuration(path, given) for path in args.configs]
-    known = known_parts(configs)
-    last = configs[-1]
-    model = wrapped_from(last, known)
-    rows, notes = [], []
+def programs(args: argparse.Namespace, configs, known, devices) -> Iterator[tuple[Program, Mesh]]:
+    """What is asked for, and the mesh that it is for."""
     if args.inference:
         mesh = sharding.mesh(data=1, fsdp=len(devices), devices=devices)
         settings = SessionConfig(
             budget=args.budget, heads=args.heads, top=args.heads, capacity=args.budget
         )
-        programs = session_programs(model, settings, mesh)
-        rows += [compiled_row(program, mesh, limit) for program in programs]
-    for config in configs if not args.inference else ():
+        model = wrapped_from(configs[-1], known)
+        for program in session_programs(model, settings, mesh):
+            yield program, mesh
+        return
+    for config in configs:
         settings = TrainSettings(**config.train)
         mesh = sharding.mesh(settings.data, settings.fsdp, settings.head, devices)
-        rows.append(compiled_row(train_program(config, known, mesh), mesh, limit))
-    base = count_parameters(shapes_of(model, "base")) / 1e9
-    axes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    notes.append(
-        f"{len(devices)} × {devices[0].device_kind}, {axes}; a base of {base:.3g} billion "
-        f"parameters" + (f"; {limit} GiB a device." if limit else ".")
-    )
-    return rows, notes
+        yield train_program(config, known, mesh), mesh
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> Iterator[tuple[list[dict], list[str]]]:
+    """After each program, the rows so far, and notes on what they were compiled for."""
+    devices = devices_of(args.topology)
+    limit = MEMORY.get(args.topology.partition(":")[0])
+    given = [*overrides, "--config.corpus=none"]
+    configs = [train.configuration(path, given) for path in args.configs]
+    known = known_parts(configs)
+    base = count_parameters(shapes_of(wrapped_from(configs[-1], known), "base")) / 1e9
+    rows = []
+    for program, mesh in programs(args, configs, known, devices):
+        row = shapes_row(program, mesh) if args.shapes else compiled_row(program, mesh, limit)
+        rows.append(row)
+        axes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+        note = (
+            f"{len(devices)} × {devices[0].device_kind}, {axes}; a base of {base:.3g} billion "
+            f"parameters" + (f"; {limit} GiB a device." if limit else ".")
+        )
+        yield rows, [note]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -312,15 +340,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("configs", type=Path, nargs="+", help="files of experiments/configs")
     parser.add_argument("--topology", default="v5e:2x4", help="TPU's, or cpu:N")
     parser.add_argument("--inference", action="store_true", help="a session, not training")
+    parser.add_argument("--shapes", action="store_true", help="compile nothing: see above")
     parser.add_argument("--budget", type=int, default=4096, help="a session's, in entries")
     parser.add_argument("--heads", type=int, default=1, help="a session's")
     parser.add_argument("--name", default="aot", help="of the result")
     parser.add_argument("--json", type=Path, help="the result file; default: runs/NAME.json")
     args, overrides = parser.parse_known_args(arguments)
-    rows, notes = run(args, overrides)
     path = args.json or Path("runs") / f"{args.name}.json"
     command = entry.command(parser, arguments)
-    entry.write_result(path, command, 0, rows, name=args.name, notes=notes)
+    for rows, notes in run(args, overrides):  # a compile may take long: none is lost with the next
+        entry.write_result(path, command, 0, rows, name=args.name, notes=notes)
     report.print_table(report.load_result(path), Console())
 
 

@@ -6,7 +6,8 @@
     Kubernetes          an indexed Job: JOB_COMPLETION_INDEX, and the two variables below
     by hand             JAX_COORDINATOR_ADDRESS=host:port JAX_NUM_PROCESSES=N JAX_PROCESS_ID=i
 
-A process that none of these surround works alone.
+A process that none of these surround works alone. A run that was told to stop exits with
+MCTX_STOPPED_STATUS, 0 where it is not set: to Kubernetes, a pod that exits with 0 is done.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import jax
 from mctx.errors import UserError
 
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+STOPPED = "MCTX_STOPPED_STATUS"
 POD_INDEX = "JOB_COMPLETION_INDEX"  # that Kubernetes gives to the pods of an indexed Job
 GRACE = 300  # seconds that processes wait for each other at the end: checkpoints are written then
 
@@ -60,6 +62,14 @@ def settings(environment: Mapping[str, str]) -> dict | None:
         return {}
     several_hosts = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
     return {} if several_hosts or environment.get("MCTX_TPU_POD") == "1" else None
+
+
+def stopped_status(environment: Mapping[str, str] = os.environ) -> int:
+    """The exit status of a run that was told to stop and has saved, 0 … 255; else UserError."""
+    text = environment.get(STOPPED, "0")
+    if not text.isdecimal() or int(text) > 255:
+        raise UserError(f"{STOPPED} is '{text}': give an exit status, 0 to 255.")
+    return int(text)
 
 
 def check_devices(expected: int | None) -> None:

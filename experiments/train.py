@@ -11,8 +11,8 @@ asks for `questions` in that folder (`python -m data.questions`), or for `--conf
 `config.json` beside a phase's metrics has all the settings that it was last trained with.
 
 Every process of a job runs this command (experiments/launch, docs/scale.md); with
-`--config.devices=N` it refuses to run on another number of devices. SIGTERM saves and exits 0; the
-same command goes on, on any number of devices and processes.
+`--config.devices=N` it refuses to run on another number of devices. SIGTERM saves and exits 0 (or
+with MCTX_STOPPED_STATUS); the same command goes on, on any number of devices and processes.
 """
 
 import importlib
@@ -35,7 +35,7 @@ from mctx import checkpoint, sharding
 from mctx.errors import UserError
 from mctx.models.lora import tuned
 from mctx.tokenizer import Tokenizer
-from mctx.training.loop import TrainSettings, train
+from mctx.training.loop import Preempted, TrainSettings, train
 from mctx.training.sources import Sources
 
 CONFIG_FILE = "config.json"  # of a phase's folder
@@ -172,9 +172,13 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="where checkpoints go")
     arguments, overrides = parser.parse_known_args()
     config = configuration(arguments.config, overrides)
+    stopped = processes.stopped_status()
     processes.join()
     processes.check_devices(config.devices)
-    run(config, arguments.workdir)
+    try:
+        run(config, arguments.workdir)
+    except Preempted:
+        raise SystemExit(stopped) from None
 
 
 if __name__ == "__main__":

@@ -310,7 +310,14 @@ def _newest(folders: list[epath.Path], item: str, step: int | str) -> epath.Path
 
 
 def _written(step: epath.Path) -> int:
-    return json.loads((step / "_CHECKPOINT_METADATA").read_text())["commit_timestamp_nsecs"] or 0
+    path = step / "_CHECKPOINT_METADATA"
+    try:
+        return json.loads(path.read_text())["commit_timestamp_nsecs"] or 0
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is truncated or was not written with a checkpoint: copy or train {step} "
+            "again, or delete it."
+        ) from error
 
 
 def _steps_with(directory: epath.Path, item: str) -> Iterator[int]:

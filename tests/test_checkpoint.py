@@ -143,6 +143,14 @@ def test_damaged_config(tmp_path):
         checkpoint.load_items(tmp_path, ("base",))
 
 
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"commit_times'])
+def test_a_step_that_another_program_wrote_or_whose_marker_is_torn(tmp_path, content):
+    write(tmp_path, 1, "base", tree(0))
+    (tmp_path / "1" / "_CHECKPOINT_METADATA").write_text(content)
+    with pytest.raises(UserError, match="1/_CHECKPOINT_METADATA is truncated or was not written"):
+        checkpoint.load_items(tmp_path, ("base",))
+
+
 def test_the_item_that_cannot_be_resumed_is_named(tmp_path):
     for step in (1, 2):
         write(tmp_path, step, "base", jax.device_put(tree(0, size=2048)))

@@ -3,8 +3,14 @@
 Command:  python -m experiments.train --config=experiments/configs/base.py:30m \
               --workdir=runs/30m --config.corpus=runs/corpus
           `data.corpus --vocab-size=32768` makes a corpus for them; 30m, 300m, 1b or 8b
-Hardware: not run; `python -m experiments.aot experiments/configs/base.py:8b --topology=v5e:16x16`
-          says what a device needs. Steps are for about 20 tokens a parameter.
+Hardware: not run but for steps of 300m (docs/scale.md). What a device needs in all is told by
+          `python -m experiments.aot experiments/configs/base.py:8b --topology=v5e:16x16`; what
+          follows, by `--topology=cpu:8 --shapes` in its place (8b: `cpu:256`).
+Memory:   0.3, 3.3, 1.5 and 0.4 GiB a device for parameters and optimizer of 30m, 300m, 1b on 8
+          and 8b on 256 devices; activations come on top.
+Time:     a step is 93, 1,568, 9,509 and 67,273 TFLOP, which would be 12 minutes, 16 hours, 7 and
+          394 days of one H100 for all steps, at .3 of its 989 TFLOP/s. Steps are for about 20
+          tokens a parameter.
 
 Shapes follow Llama 3: heads of 64 or 128, four queries to a key.
 """

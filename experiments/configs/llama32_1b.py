@@ -6,11 +6,12 @@ Command:  python -m experiments.train --config=experiments/configs/llama32_1b.py
           then :lens, and if wanted :mof and :lora (docs/wrap-your-own-model.md)
 Hardware: not run, and not compiled for a TPU to its end. What a device needs in all is told by
           `python -m experiments.aot experiments/configs/llama32_1b.py:gist
-          experiments/configs/llama32_1b.py:lens --topology=v5e:2x4`.
+          experiments/configs/llama32_1b.py:lens --topology=v5e:2x4`; what follows, by
+          `--topology=cpu:8 --shapes` in its place.
 Memory:   2.7 and 2.5 GiB a device for base, parameters and optimizer of gist and lens;
-          summed from their shapes; activations come on top.
-Time:     a step of gist and of lens is 298 and 531 TFLOP as traced, which
-          would be 33 and 51 minutes of one H100 for all steps, at .3 of its 989 TFLOP/s.
+          activations come on top.
+Time:     a step of gist and of lens is 284 and 531 TFLOP, which would be
+          32 and 51 minutes of one H100 for all steps, at .3 of its 989 TFLOP/s.
 """
 
 from ml_collections import ConfigDict

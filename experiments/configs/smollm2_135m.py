@@ -4,11 +4,14 @@ Import:   JAX_PLATFORMS=cpu python -m experiments.import_hf SmolLM2-135M runs/sm
 Command:  python -m experiments.train --config=experiments/configs/smollm2_135m.py:gist \
               --workdir=runs/smollm2_135m --config.corpus=runs/smollm2_135m/corpus
           then :lens, and if wanted :mof and :lora (docs/wrap-your-own-model.md)
-Hardware: not run. Compiled by `python -m experiments.aot experiments/configs/smollm2_135m.py:gist
-          experiments/configs/smollm2_135m.py:lens --topology=v5e:2x4`:
-Memory:   3.2 GiB a device for gist, 4.0 for lens on 8 TPU v5e (fits 16).
-Time:     a step of gist and of lens is 44 and 72 TFLOP as traced, which
-          would be 5 and 7 minutes of one H100 for all steps, at .3 of its 989 TFLOP/s.
+Hardware: not run. What a device needs in all is told by
+          `python -m experiments.aot experiments/configs/smollm2_135m.py:gist
+          experiments/configs/smollm2_135m.py:lens --topology=v5e:2x4`; what follows, by
+          `--topology=cpu:8 --shapes` in its place.
+Memory:   0.4 and 0.3 GiB a device for base, parameters and optimizer of gist and lens; with
+          activations, earlier forms of these steps took 3.2 and 4.0 of a TPU v5e, one of eight.
+Time:     a step of gist and of lens is 37 and 72 TFLOP, which would be
+          4 and 7 minutes of one H100 for all steps, at .3 of its 989 TFLOP/s.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
 #
 #   export NAME=mctx ZONE=us-west4-a TYPE=v5litepod-16 BUCKET=gs://my-bucket/pico
 #   experiments/launch/tpu_pod.sh create     # the pod
-#   experiments/launch/tpu_pod.sh install    # this checkout and its requirements, on every worker
+#   experiments/launch/tpu_pod.sh install    # the last commit and its requirements, on every worker
 #   experiments/launch/tpu_pod.sh run --config=experiments/configs/pico_base.py \
 #       --config.corpus=runs/corpus          # on every worker, to the end; again: goes on
 #   experiments/launch/tpu_pod.sh fetch      # checkpoints and metrics, to runs/NAME
@@ -43,11 +43,6 @@ install)
   trap 'rm -f "$archive"' EXIT
   git -C "$(dirname "$0")/../.." archive --format=tar.gz --output="$archive" HEAD
   gcloud compute tpus tpu-vm scp "$archive" "$NAME:mctx.tar.gz" --zone="$ZONE" --worker=all
-  need_bucket
-  path=${bucket#gs://}
-  folder=${path#*/}
-  only=""
-  [[ $folder == "$path" ]] || only="--only-dir=$folder"
   on_all "set -e
     mkdir -p mctx && tar -xzf mctx.tar.gz -C mctx && cd mctx
     command -v gcsfuse >/dev/null || {
@@ -58,13 +53,22 @@ install)
         sudo tee /usr/share/keyrings/cloud.google.asc >/dev/null
       sudo apt-get update -q && sudo apt-get install -qy gcsfuse
     }
-    mkdir -p runs && { mountpoint -q runs || gcsfuse --implicit-dirs $only ${path%%/*} runs; }
     python3 -m pip install --quiet --user uv  # the system's Python is older than 3.11
     ~/.local/bin/uv venv --python 3.12 --allow-existing .venv
     ~/.local/bin/uv pip install --python .venv/bin/python -r requirements.txt 'jax[tpu]'"
   ;;
 run)
-  on_all "cd mctx && MCTX_TPU_POD=1 .venv/bin/python -m experiments.train --workdir=runs $(printf '%q ' "$@")"
+  need_bucket
+  path=${bucket#gs://}
+  folder=${path#*/}
+  only=""
+  [[ $folder == "$path" ]] || only="--only-dir=$folder"
+  # A checkpoint is finished by renaming its folder, and what one worker writes the others must see.
+  mount="gcsfuse --implicit-dirs --rename-dir-limit=100000"
+  mount+=" --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0"
+  on_all "set -e
+    cd mctx && mkdir -p runs && { mountpoint -q runs || $mount $only ${path%%/*} runs; }
+    MCTX_TPU_POD=1 .venv/bin/python -m experiments.train --workdir=runs $(printf '%q ' "$@")"
   ;;
 fetch)
   need_bucket

@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from experiments import aot
+from experiments import aot, train
 from mctx import sharding
 from mctx.errors import UserError
 from tests import tiny
+from tests.training.test_phases import shrunk
 
 CONFIG = """
 from ml_collections import ConfigDict, config_dict
@@ -44,6 +45,18 @@ def test_parameters_split_over_the_devices_take_less_of_each(config, tmp_path, m
     assert whole["what"] == split["what"] == "train step of phase base"
     assert 0 < split["arguments"] < whole["arguments"] / 2
     assert whole["GFLOP a device"] == split["GFLOP a device"] > 0
+    (known,) = rows(config, tmp_path, "--config.train.fsdp=8", "--shapes")
+    assert known["value"] == pytest.approx(split["arguments"], rel=1e-3)
+    assert known["TFLOP of all"] == pytest.approx(8e-3 * split["GFLOP a device"])
+
+
+@pytest.mark.parametrize("name", ["gist", "lens", "mof"])
+def test_every_phase_has_the_inputs_of_its_step_as_shapes(name):
+    configs = [train.over_defaults(shrunk(phase, 8)) for phase in ("base", "gist", "lens", name)]
+    config = configs[-1]
+    config.train.update(steps=1, learning_rate=1e-3)
+    program = aot.train_program(config, aot.known_parts(configs), sharding.mesh(data=8))
+    assert program.what == f"train step of phase {name}"
 
 
 def test_what_a_session_runs_compiles(config, tmp_path):
