@@ -15,6 +15,7 @@ failed, it is done when it is due, from the same query.
 
 from __future__ import annotations
 
+import time
 import weakref
 
 import jax
@@ -30,12 +31,16 @@ from mctx.runtime.steps import Steps, more
 from mctx.runtime.storeys import Pair
 from mctx.tree.head import StoreError
 
+# What fails is tried again where it is due, and is raised there.
+FAILED = StoreError, UserError, jax.errors.JaxRuntimeError
+
 
 class Ahead:
     """The next decision of one session, as far as it is made.
 
     Attributes:
       prepared: its first look, if that is prepared before the present is known.
+      waited: seconds that were spent on it alone, before it was due.
     """
 
     def __init__(self):
@@ -49,7 +54,7 @@ class Ahead:
         self._coming: tuple[jax.Array, jax.Array] | None = None
         self._appended: tuple[tuple, Layout] | None = None
         self.prepared: Prepared | None = None
-        self._prepares = True
+        self._prepares, self.waited = True, 0.0
 
     @property
     def foresees(self) -> bool:
@@ -62,7 +67,7 @@ class Ahead:
         self._coming = None
         try:
             states = session.ingestion.ask(tokens)
-        except jax.errors.JaxRuntimeError:  # raised where it is due, if it fails there too
+        except FAILED:
             return
         if states is None:
             return
@@ -90,7 +95,9 @@ class Ahead:
     def look(self, session) -> None:
         """One more step of what was begun with the present that is now complete."""
         if session.config.decide == "now" and self._steps is not None:
+            began = time.perf_counter()
             more(self._steps)
+            self.waited += time.perf_counter() - began
 
     def think(self, session) -> bool:
         """One step of what can be done of the next decision before the present is known; False
@@ -109,7 +116,7 @@ class Ahead:
         self._prepares = False
         try:
             self.prepared = deciding.prepared(session, deciding.coming(session, session.query))
-        except (StoreError, UserError):  # raised where it is due
+        except FAILED:
             pass
         return True
 
@@ -125,14 +132,13 @@ class Ahead:
         return decision
 
     def _deciding(self, session, query) -> Steps[None]:
-        """What fails is tried again where it is due, and is raised there."""
         try:
             self._at = deciding.coming(session, query)
             decision = yield from deciding.deciding(session, self._at)
             if not decision.blind:
                 rows = _fetched(session, decision.layouts, self._at)
                 self._decision = decision._replace(rows=rows)
-        except (StoreError, UserError):
+        except FAILED:
             pass
 
 

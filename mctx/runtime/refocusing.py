@@ -13,7 +13,7 @@ from mctx.runtime.steps import Steps
 def refocusing(session, told: bool) -> Steps[dict]:
     """Returns its telemetry, if anybody is `told`. If it raises, the session's layouts are
     lawful and its tail is as it was: it can be made again."""
-    began = time.perf_counter()
+    began = time.perf_counter() - session.ahead.waited
     gained = session.probe.gained(session)
     settings = "capacity", "heads", "staging_capacity"
     settings += ("find",) * bool(session.finding)
