@@ -100,25 +100,22 @@ class Ahead:
             self.waited += time.perf_counter() - began
 
     def think(self, session) -> bool:
-        """One step of what can be done of the next decision before the present is known; False
-        when there is nothing more to do."""
-        if not _may(session):
+        """One step of a decision that needs no present; False when there is nothing more to do."""
+        if session.config.decide != "ahead" or not _may(session):
             return False
-        if session.config.decide == "now":
-            return self._prepare(session)
         if self._steps is None:
             self._steps = self._deciding(weakref.proxy(session), session.query_before)
         return more(self._steps)
 
-    def _prepare(self, session):
-        if not self._prepares or self._steps is not None:
-            return False
+    def prepare(self, session) -> None:
+        """All of the next look but the present is made, once."""
+        if not self._prepares or self._steps is not None or not _may(session):
+            return
         self._prepares = False
         try:
             self.prepared = deciding.prepared(session, deciding.coming(session, session.query))
         except FAILED:
             pass
-        return True
 
     def decided(self, session) -> Steps[Decision]:
         """What is decided for a session as it stands: made before, if it was for just this."""

@@ -173,7 +173,8 @@ class Drawing:
                 line.foresee()
         # One line thinks ahead a step: no more than the steps under way hide from the device.
         session = lines[next(self._count) % len(lines)].session
-        session.ahead.think(session)
+        if not session.ahead.think(session):
+            session.ahead.prepare(session)
 
     def _known(self, line) -> Iterator[tuple[Line, int]]:
         """Tokens of a line that are waited for; where they are the piece's last, it is history."""

@@ -59,6 +59,7 @@ def told(made):
 def test_it_is_the_same_decision_whenever_it_is_made(config, monkeypatch):
     early = told(session(config))
     monkeypatch.setattr(ahead.Ahead, "think", lambda *_: False)
+    monkeypatch.setattr(ahead.Ahead, "prepare", lambda *_: None)
     monkeypatch.setattr(ahead.Ahead, "foresee", lambda *_: None)
     jax.tree.map(np.testing.assert_array_equal, early, told(session(config)))
 
