@@ -259,7 +259,7 @@ class Base(nn.Module):
             in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=c.n_layers,
             check_constancy_invariants=False,  # it would trace every layer twice to find none
-            unroll=c.n_layers if self._unrolled(x, context) else 1,
+            unroll=c.n_layers if self._unrolled(x) else 1,
         )
         by_layer = context.rows if isinstance(context, Context) else None
         x, (rows, states) = scanned(c, collect, name="layers")(
@@ -280,12 +280,11 @@ class Base(nn.Module):
         return Read(hidden, rows, states)
 
 
-    def _unrolled(self, x, context) -> bool:
+    def _unrolled(self, x) -> bool:
         """On a GPU a loop copies what each turn reads and keeps, a third of the time of one new
         entry and a fifth of a step of pre-training (H200). It compiles faster, and what is
         computed again must be in one: outside, XLA would find it twice and keep it."""
-        simple = x.shape[1] == 1 or (context is None and not self.remat)
-        return simple and platform() == "gpu"
+        return (x.shape[1] == 1 or not self.remat) and platform() == "gpu"
 
 
 def rotated(config: BaseConfig, keys: jax.Array, positions: jax.Array) -> jax.Array:

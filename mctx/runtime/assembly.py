@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from mctx.focus.layout import FocusConfig, Layout
@@ -82,6 +83,9 @@ class Assembly:
         self._positions = np.zeros(self._keys.shape, np.int32)
         self._counts = np.zeros(lanes.heads, np.int32)
         self._stands = False
+        layers, _, _, *row = lanes.made.k.shape
+        one = jnp.zeros((layers, model.gist.block, *row), lanes.made.k.dtype)
+        self._nothing = one, one  # a block where a call writes fewer than it has room for
 
     @property
     def buffer(self) -> Buffer | None:
@@ -242,7 +246,7 @@ class Assembly:
         for at in range(0, len(nodes), BLOCKS_AT_ONCE):
             piece = nodes[at : at + BLOCKS_AT_ONCE]
             found = [blocks[node] for node in piece.tolist()]
-            found += found[-1:] * (BLOCKS_AT_ONCE - len(found))  # written nowhere
+            found += [self._nothing] * (BLOCKS_AT_ONCE - len(found))
             here = np.isin(index, piece)
             target = np.full(BLOCKS_AT_ONCE * block, len(self._keys[head]), np.int64)
             target[np.searchsorted(piece, index[here]) * block + offset[here]] = to[here]

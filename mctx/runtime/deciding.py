@@ -39,12 +39,12 @@ class Standing(NamedTuple):
 
     def same(self, other: Standing) -> bool:
         """Whether both are one."""
-        apart = zip(self.layouts, other.layouts, strict=True)
+        pairs = zip(self.layouts, other.layouts, strict=True)
         return (
             (self.blocks, self.now) == (other.blocks, other.now)
             and self.query is other.query
             and self.dead_runs is other.dead_runs
-            and all(np.array_equal(*pair) for pair in apart)
+            and all(a is b or np.array_equal(a, b) for a, b in pairs)
         )
 
 
@@ -55,14 +55,29 @@ def standing(session) -> Standing:
     return Standing(session.layouts, *when, session.dead_runs, session.dead)
 
 
-def coming(session) -> Standing:
-    """How a session whose refocus is over will stand when the next is due, if it only reads on; all
-    of it is known before, where the lens is told of the present as it was a refocus ago."""
-    now, more = session.refocuses, session.config.every - session.fresh
-    blocks, dead = session.blocks + more, session.dead
-    at = np.int32(blocks), np.int32(more), np.int32(now)
-    layouts = focusing.on_host(focusing.append, session.focus, session.layouts, *at, dead)
-    return Standing(layouts, blocks, now, session.query_before, session.dead_runs, dead)
+def coming(session, query: jax.Array) -> Standing:
+    """How a session will stand when its next refocus is due, if it only reads on; `query`: what the
+    lens will be told of the present."""
+    more = session.config.every - session.fresh
+    when = session.blocks + more, session.refocuses, query
+    layouts = session.ahead.appended(session, when[0], more)
+    return Standing(layouts, *when, session.dead_runs, session.dead)
+
+
+def prepared(session, at: Standing) -> focusing.Prepared:
+    """The first look of a decision, of which all is known but the query.
+
+    Raises:
+      StoreError: gists cannot be read.
+    """
+    some = focusing.candidates(session.focus, at.layouts, at.blocks)
+    return focusing.prepare(session.focus, some, _shelf(session, session.focus), at.dead_runs)
+
+
+def appended(session, blocks: int, fresh: int) -> Layout:
+    """A session's layouts with the newest `fresh` of `blocks` blocks."""
+    at = np.int32(blocks), np.int32(fresh), np.int32(session.refocuses)
+    return focusing.on_host(focusing.append, session.focus, session.layouts, *at, session.dead)
 
 
 class Decision(NamedTuple):
@@ -150,6 +165,7 @@ def _asked(session, at, focus, layouts, heads) -> Callable[[], Scores]:
         *history,
         heads,
         last if same else None,
+        session.ahead.prepared,
     )
     if look is not last:
         session.spending.scored(focus, len(heads))

@@ -67,6 +67,15 @@ class Line:
         self.waiting.clear()
         self.ended = not self.steps
 
+    def foresee(self) -> None:
+        """All steps of a piece are under way: what its end will ask of the device is asked for. Of
+        pieces of one length, that no other compiles anything."""
+        whole = len(self.said) == self.session.interval
+        if not whole or len(self.session.ingestion.waiting):
+            return
+        tokens = reading.tokens_of([said.token for said in self.said], np.int32(self.lane))
+        self.session.ahead.foresee(self.session, tokens)
+
     def close(self) -> None:
         """Ends it here: what was handed out is history, what was drawn behind it is forgotten."""
         if self.busy:  # whoever asks was called by the line's own refocus
@@ -160,9 +169,12 @@ class Drawing:
             line.session.spending.read(1)
             line.said.append(said)
             line.waiting.append(said)
+            if not line.wants:
+                line.foresee()
         # One line thinks ahead a step: no more than the steps under way hide from the device.
         session = lines[next(self._count) % len(lines)].session
-        session.ahead.think(session)
+        if not session.ahead.think(session):
+            session.ahead.prepare(session)
 
     def _known(self, line) -> Iterator[tuple[Line, int]]:
         """Tokens of a line that are waited for; where they are the piece's last, it is history."""
@@ -207,7 +219,7 @@ class Drawing:
         if not handed:
             return
         at = slice(line.lane, line.lane + 1)
-        nll = [(np.asarray(one.nll)[at], 1) for one in said[: len(handed)]]
+        nll = ((np.asarray(one.nll)[at], 1) for one in said[: len(handed)])
         yield from line.session.taking(np.array(handed, np.int32), nll)
 
     def _guarded(self, line, action):

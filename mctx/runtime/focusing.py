@@ -35,6 +35,35 @@ class Scores(NamedTuple):
     above: np.ndarray
 
 
+class Candidates(NamedTuple):
+    """The nodes that the lens looks at in layouts [H, n]: theirs, and their parents.
+
+    Attributes:
+      layouts: these; blocks: of the history.
+      level, index: [H, m], index -1 where there is none.
+      where: [H, n], the place among them of what is above each node of the layouts.
+      nodes: [H, m] keys, rising; of a block and of its gist it is the same. order: [H, m], the
+        place of each among the candidates.
+    """
+
+    layouts: Layout
+    blocks: int
+    level: np.ndarray
+    index: np.ndarray
+    where: np.ndarray
+    nodes: np.ndarray
+    order: np.ndarray
+
+
+class Prepared(NamedTuple):
+    """A look of which all is known but the query: the candidates, what the lens is told of them,
+    and when the shelf was asked (`Shelf.clock`)."""
+
+    candidates: Candidates
+    facts: np.ndarray
+    clock: int
+
+
 class Look(NamedTuple):
     """What the lens saw, or will have seen when it is waited for.
 
@@ -165,6 +194,7 @@ def lens_scores(
     dead: np.ndarray,
     heads: np.ndarray,
     last: Look | None = None,
+    prepared: Prepared | None = None,
 ) -> tuple[Callable[[], Scores], Look]:
     """LensNet over the nodes of every layout and their parents, each looked at once.
 
@@ -182,18 +212,43 @@ def lens_scores(
       heads: [H], the adapters to use.
       last: what was seen with the same query, history and heads. Layouts that differ in which
         blocks are tokens have the same candidates: nothing is looked at again.
+      prepared: of these layouts, if they were before.
     """
+    if prepared is None or prepared.candidates.layouts is not layouts:
+        prepared = None
+    some = prepared.candidates if prepared else candidates(cfg, layouts, blocks)
+    if last is None or not np.array_equal(some.nodes, last.nodes):
+        if prepared is None or prepared.clock != shelf.clock:
+            prepared = prepare(cfg, some, shelf, dead)
+        nodes = shelf.table, prepared.facts, found(some.level, some.index), heads.astype(np.int32)
+        seen = _apply_lens(model, params["lensnet"], query, *nodes)
+        seen.copy_to_host_async()
+        last = Look(some.nodes, some.order, seen)
+    return functools.partial(_scores_of, last, some.order, some.where), last
+
+
+def candidates(cfg: FocusConfig, layouts: Layout, blocks: int) -> Candidates:
+    """Of layouts [H, n] of a history of so many blocks."""
     level, index = np.asarray(layouts.level), np.asarray(layouts.index)
     up, where = _distinct_parents(cfg, layouts, blocks)
     level = np.concatenate([level, up[0]], axis=1)
     index = np.concatenate([index, up[1]], axis=1)
     keys = np.maximum(level, 1).astype(np.int64) << LEVEL_SHIFT | index
     order = np.argsort(keys, axis=1)
-    keys = np.take_along_axis(keys, order, axis=1)
-    if last is None or not np.array_equal(keys, last.nodes):
-        seen = _seen(model, params, cfg, level, index, shelf, found, query, blocks, dead, heads)
-        last = Look(keys, order, seen)
-    return functools.partial(_scores_of, last, order, where), last
+    nodes = np.take_along_axis(keys, order, axis=1)
+    return Candidates(layouts, blocks, level, index, where, nodes, order)
+
+
+def prepare(cfg: FocusConfig, some: Candidates, shelf: Shelf, dead: np.ndarray) -> Prepared:
+    """What the lens is told of candidates, whose gists stand on the shelf afterwards: facts int32
+    [4, H, m], the row of the shelf's table, level, distance and validity."""
+    level, index = some.level, some.index
+    end = (index + 1) * cfg.spans[level]
+    live = live_within(dead, end - cfg.spans[level], end) > 0
+    valid = (index >= 0) & (end <= some.blocks - cfg.recent) & live
+    places, distance = shelf.places(level, index), np.maximum(some.blocks - end, 0)
+    facts = np.stack([places, np.maximum(level, 1), distance, valid]).astype(np.int32)
+    return Prepared(some, facts, shelf.clock)
 
 
 def _scores_of(look, order, where):
@@ -203,19 +258,6 @@ def _scores_of(look, order, where):
     scores = np.empty_like(rising)
     np.put_along_axis(scores, order, rising, axis=1)
     return Scores(scores[:, : where.shape[1]], np.take_along_axis(scores, where, axis=1))
-
-
-def _seen(model, params, cfg, level, index, shelf, found, query, blocks, dead, heads):
-    """The lens's scores of some nodes, on their way to the host: [H, m]."""
-    end = (index + 1) * cfg.spans[level]
-    live = live_within(dead, end - cfg.spans[level], end) > 0
-    valid = (index >= 0) & (end <= blocks - cfg.recent) & live
-    places, distance = shelf.places(level, index), np.maximum(blocks - end, 0)
-    facts = np.stack([places, np.maximum(level, 1), distance, valid]).astype(np.int32)
-    nodes = shelf.table, facts, found(level, index), heads.astype(np.int32)
-    seen = _apply_lens(model, params["lensnet"], query, *nodes)
-    seen.copy_to_host_async()
-    return seen
 
 
 def most_parents(cfg: FocusConfig, nodes: int) -> int:
@@ -253,8 +295,7 @@ def _distinct_parents(cfg, layouts, blocks):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _apply_lens(model, lensnet, query, table, facts, found, heads):
-    """Scores of nodes [H, m]; `facts`, int32 [4, H, m]: the row of `table`, level, distance and
-    validity, in one transfer."""
+    """Scores of nodes [H, m]; `facts`: see `prepare`, in one transfer."""
     places, level, distance, valid = facts
     nodes = Nodes(table[places], level, distance, valid > 0, found)
     states = jnp.broadcast_to(query[:, None], (query.shape[0], len(heads), *query.shape[1:]))

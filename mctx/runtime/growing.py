@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpy as np
 
-from mctx.runtime import focusing, tailing
+from mctx.runtime import tailing
 from mctx.runtime.steps import Steps, finish
 
 NOTHING = np.zeros(0, np.int32)
@@ -17,7 +16,10 @@ def read_through(session, tokens: np.ndarray) -> list[tuple]:
     Returns:
       As `tailing.read`.
     """
-    session.ahead.think(session)  # the device looks before it reads, the host decides beside it
+    waiting = session.ingestion.waiting
+    # The device looks before it reads, the host decides beside it.
+    session.ahead.foresee(session, np.concatenate([waiting, tokens]) if len(waiting) else tokens)
+    session.ahead.think(session)
     read = tailing.read(session, tokens)
     while session.ahead.think(session):
         pass
@@ -28,21 +30,22 @@ def read_through(session, tokens: np.ndarray) -> list[tuple]:
 def growing(session, tokens: np.ndarray = NOTHING) -> Steps[None]:
     """Complete blocks: rows to the cache, states to the query, a node each; then refocus."""
     session.behind = True
-    session.ingestion.ask(tokens)
+    session.ingestion.add(tokens)
+    ahead = session.ahead
+    if not ahead.foresees:
+        ahead.foresee(session, session.ingestion.waiting)
     yield
+    ahead.look(session)  # the allocator is asked, and the store is told beside it
     for blocks in session.ingestion.feed(NOTHING):
         session.put(blocks)
-        session.query = focusing.newest(session.query, jnp.asarray(blocks.states))
+        session.query = ahead.query(session, blocks.states)
     fresh = session.tree.blocks - session.blocks
     if fresh > session.config.every:  # of a text whose ingest failed half way
         return session.seek(session.tree.blocks)
     session.blocks, session.behind = session.tree.blocks, False
     if fresh:
+        session.layouts = ahead.appended(session, session.blocks, fresh)
         session.fresh += fresh
-        at = np.int32(session.blocks), np.int32(fresh), np.int32(session.refocuses)
-        session.layouts = focusing.on_host(
-            focusing.append, session.focus, session.layouts, *at, session.dead
-        )
     if session.fresh >= session.config.every:
         yield from session.refocusing()
         if session.refocuses % session.config.commit_every == 0:

@@ -130,6 +130,12 @@ def with_tail(tails: Tail, lane, tail: Tail) -> Tail:
     return _by_field(put, tails, tail)
 
 
+@jax.jit
+def tokens_of(said: list[jax.Array], lane) -> jax.Array:
+    """What one lane has said in some steps: tokens [S] of each -> [steps]."""
+    return jnp.stack(said)[:, lane]
+
+
 def _as_lane(tail: Tail) -> Tail:
     """The tail of the only lane."""
     return _by_field(jnp.expand_dims, tail)

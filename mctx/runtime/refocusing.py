@@ -10,10 +10,10 @@ from mctx.runtime.memory import room_for
 from mctx.runtime.steps import Steps
 
 
-def refocusing(session) -> Steps[dict]:
-    """Returns its telemetry. If it raises, the session's layouts are lawful and its tail is as it
-    was: it can be made again."""
-    began = time.perf_counter()
+def refocusing(session, told: bool) -> Steps[dict]:
+    """Returns its telemetry, if anybody is `told`. If it raises, the session's layouts are
+    lawful and its tail is as it was: it can be made again."""
+    began = time.perf_counter() - session.ahead.waited
     gained = session.probe.gained(session)
     settings = "capacity", "heads", "staging_capacity"
     settings += ("find",) * bool(session.finding)
@@ -21,13 +21,16 @@ def refocusing(session) -> Steps[dict]:
         decision = yield from session.ahead.decided(session)
     session.layouts = decision.layouts
     decided = time.perf_counter()
-    focusing.prefetch(session.tree, session.layouts, session.prefetched)
-    session.prefetched = session.layouts
     shown, missed = cold.as_shown(session)
     session.probe.remember(session)
     with session.room():
         written = _assemble(session, shown, decision)
     session.shown = shown
+    focusing.prefetch(session.tree, session.layouts, session.prefetched)
+    session.prefetched = session.layouts
+    if not told:
+        session.watch.saw(session)
+        return {}
     milliseconds = 1e3 * (decided - began), 1e3 * (time.perf_counter() - decided)
     report = session.watch.report(session, decision, written, milliseconds)
     report |= gained | missed.report() | session.storing.report()

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -324,12 +324,12 @@ class Session:
 
     def refocus(self) -> dict:
         """Scores, edits, and streams in what changed; returns this refocus's telemetry."""
-        return finish(self.refocusing())
+        return finish(self.refocusing(told=True))
 
-    def refocusing(self) -> Steps[dict]:
-        """As `refocus`, in steps."""
+    def refocusing(self, told: bool = False) -> Steps[dict]:
+        """As `refocus`, in steps; of telemetry that nobody is `told` nothing is made."""
         self._owed = True
-        report = yield from refocusing.refocusing(self)
+        report = yield from refocusing.refocusing(self, told or self.on_refocus is not None)
         self.refocuses += 1
         self.query_before = self.query
         self.fresh, self._owed = 0, False
@@ -371,7 +371,7 @@ class Session:
         waiting = len(self.ingestion.waiting)
         return self.interval - self.fresh * self.model.gist.block - waiting
 
-    def taking(self, tokens: np.ndarray, nll: list[tuple]) -> Steps[None]:
+    def taking(self, tokens: np.ndarray, nll: Iterable[tuple]) -> Steps[None]:
         """Tokens that were read, at most `due`, become history: blocks, gists, then a refocus."""
         self.has_read = True
         self.probe.saw(tokens, nll)

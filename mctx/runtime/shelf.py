@@ -28,6 +28,7 @@ class Shelf:
 
     Attributes:
       table: [rows, W], of each gist the mean of its slots; the first row is zeros.
+      clock: how often it was asked; until it is again, rows stay where they are.
     """
 
     def __init__(self, tree: Tree, nodes: int):
@@ -37,7 +38,7 @@ class Shelf:
         self._where = np.full((rows, 3), EMPTY, np.int64)
         self._used = np.zeros(rows, np.int64)
         self._used[0] = np.iinfo(np.int64).max
-        self._clock = 0
+        self.clock = 0
 
     def places(self, level: np.ndarray, index: np.ndarray) -> np.ndarray:
         """Rows of `table` where the gists of nodes stand, any shape; what is lacking is written.
@@ -69,13 +70,13 @@ class Shelf:
         if len(lacking):
             width = self.table.shape[1:]
             gists = self._by_level(level[lacking], index[lacking], self._gists, width, np.float32)
-        self._clock += 1
-        self._used[rows[known]] = self._clock
+        self.clock += 1
+        self._used[rows[known]] = self.clock
         if len(lacking):
             new = np.flatnonzero(~known)
             rows[new] = np.argpartition(self._used, len(new))[: len(new)]
             self._put(rows[lacking], gists)
-            self._used[rows] = self._clock
+            self._used[rows] = self.clock
             self._keys[rows], self._where[rows] = keys, where
         return rows
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mctx.focus.layout import FocusConfig
+from mctx.focus.layout import FocusConfig, Layout
 from mctx.runtime import reading
 from mctx.runtime.buffer import within
 
@@ -21,7 +23,7 @@ class Watch:
         self.forget()
 
     def forget(self) -> None:
-        self._detailed: list[np.ndarray] | None = None
+        self._before: Layout | None = None
 
     def report(self, session, decision, written, milliseconds) -> dict[str, float]:
         """Scalars of one refocus; sums over heads unless said otherwise.
@@ -33,7 +35,7 @@ class Watch:
         nothing be scored.
         """
         blocks, edits = session.blocks, decision.edits
-        detailed = self._of_all(session)
+        detailed = self._of_all(session, session.shown)
         fixed = blocks - self._focus.recent  # these and later ones are always shown
         scalars = {
             "entries": float(edits[-1].spent.sum()),
@@ -53,23 +55,23 @@ class Watch:
             "ms_decide": milliseconds[0],
             "ms_assemble": milliseconds[1],
         }
-        if self._detailed is not None:
-            pairs = zip(detailed, self._detailed, strict=True)
+        if self._before is not None:
+            pairs = zip(detailed, self._of_all(session, self._before), strict=True)
             new = [np.sum(~within(now, before)[0]) for now, before in pairs]
             scalars["swap_rate"] = float(sum(new)) / max(sum(map(len, detailed)), 1)
         shown = np.unique(np.concatenate(detailed)) if blocks else np.zeros(0)
         for age in AGES:
             if blocks >= age:
                 scalars[f"coverage/{age}"] = float(np.sum(shown >= blocks - age)) / age
-        self._detailed = detailed
+        self.saw(session)
         return {f"refocus/{name}": value for name, value in scalars.items()}
 
     def saw(self, session) -> None:
         """Takes what is shown now for the refocus before."""
-        self._detailed = self._of_all(session)
+        self._before = session.shown
 
-    def _of_all(self, session):
-        return [self._detail(session.shown, h) for h in range(session.config.heads)]
+    def _of_all(self, session, shown):
+        return [self._detail(shown, h) for h in range(session.config.heads)]
 
     def _detail(self, layouts, head):
         live = slice(0, int(layouts.count[head]))
@@ -101,11 +103,11 @@ class Probe:
         if due and session.assembly.buffer is not None and session.tail.length > 0:
             self._before = jax.tree.map(jnp.copy, (session.assembly.buffer, session.tail))
 
-    def saw(self, tokens: np.ndarray, nll: list[tuple[jax.Array, int]]) -> None:
+    def saw(self, tokens: np.ndarray, nll: Iterable[tuple[jax.Array, int]]) -> None:
         """Tokens read since, and their NLL by call (`Session._read_behind`)."""
         if self._before is not None:
             self._tokens.append(tokens)
-            self._nll += nll
+            self._nll.extend(nll)
 
     def gained(self, session) -> dict[str, float]:
         """Of the last refocus, if it was probed: nats/token of all tokens after it but the first.

@@ -24,6 +24,7 @@ from mctx.models.wrapped import Wrapped, prefix_rows, read, read_windows
 from mctx.tree import editing
 from mctx.tree.documents import Span
 from mctx.tree.store import Tree, TreeSpec
+from mctx.tree.window import OpenWindow
 
 BATCH = 4  # windows, and groups of siblings, per call of fixed shape
 
@@ -131,9 +132,9 @@ class Reader:
         """On the device, [L, window, K, H]: for the rows of a window that grows."""
         c = self.model.base
         shape = (c.n_layers, self.model.window, c.n_kv_heads, c.head_dim)
-        return Rows(jnp.zeros(shape), jnp.zeros(shape))
+        return Rows(*(jnp.zeros(shape, x.dtype) for x in self.prefix))
 
-    def grow(self, tokens: np.ndarray, before: Rows, length: int):
+    def grow(self, tokens: np.ndarray | jax.Array, before: Rows, length: int):
         """Whole blocks behind the rows of their window so far.
 
         Args:
@@ -188,11 +189,10 @@ def _read_more(model, params, prefix, tokens, before, length):
     out = read(model, params, tokens[None], positions[None], context, collect=True)
     made = {"params": params["gistnet"]}, out.states, out.rows
     gists = model.gistnet.apply(*made, method="blocks")
-    rows = Rows(*(x[:, 0].astype(jnp.float32) for x in out.rows))
     window = Rows(
         *(
-            jax.lax.dynamic_update_slice_in_dim(old, new, length, axis=1)
-            for old, new in zip(before, rows, strict=True)
+            jax.lax.dynamic_update_slice_in_dim(old, new[:, 0], length, axis=1)
+            for old, new in zip(before, out.rows, strict=True)
         )
     )
     own = Rows(*(_by_block(x, model.gist.block) for x in out.rows))
@@ -229,7 +229,7 @@ class Ingest:
 
     What the base made of every complete block of text is handed out. Tokens short of a block wait
     in memory (`waiting`); the tree holds whole blocks only, so a tree is always at a block's
-    border. A window grows by `stride` blocks at once where so many have come, else block by block.
+    border. A window that is not whole grows by `stride` blocks at once where so many have come.
     `pad`: the token that fills the last block of a document, and of text that a document follows.
     """
 
@@ -237,10 +237,7 @@ class Ingest:
         self.reader, self.tree, self.pad = reader, tree.own, pad
         self._whole = tree  # with what is mounted before our own
         self.waiting = np.zeros(0, np.int32)
-        self._stride = stride * reader.model.gist.block
-        self._open = reader.empty_window()
-        self._open_length = 0
-        self._asked: tuple | None = None
+        self._open = OpenWindow(reader, stride * reader.model.gist.block)
         self._resume()
 
     # -- text ------------------------------------------------------------------------------
@@ -256,27 +253,27 @@ class Ingest:
             rows to the host takes longer than reading, so who keeps some should ask for no more;
             a window that is not whole has them in any case.
         """
-        self.waiting = np.concatenate([self.waiting, np.asarray(tokens, np.int32)])
+        self.add(tokens)
         block, begun = self.reader.model.gist.block, self._begin(rows)
         while len(self.waiting) >= block:
             made = self._take_windows(*begun) if begun else self._take_blocks()
             begun = self._begin(rows)  # read while the rows of those before come to the host
             yield made()
 
-    def ask(self, tokens: np.ndarray) -> None:
-        """Adds tokens and begins to read the first blocks that they complete in a window that is
-        not whole; `feed` waits for that and goes on."""
+    def add(self, tokens: np.ndarray) -> None:
+        """Adds tokens that wait until they are fed."""
         self.waiting = np.concatenate([self.waiting, np.asarray(tokens, np.int32)])
-        whole = not self._open_length and len(self.waiting) >= self.reader.model.window
-        if not self._asked and not whole and len(self.waiting) >= self.reader.model.gist.block:
-            self._asked = self._asking()
+
+    def ask(self, tokens: np.ndarray | jax.Array) -> jax.Array | None:
+        """Begins to read what will probably wait when the next is fed; see `OpenWindow.ask`."""
+        return self._open.ask(tokens)
 
     def _begin(self, rows):
         """What the base makes of the windows with which the waiting text begins, if it does so at a
         window's border: their tokens and `Reader.full_windows` of them."""
         size = self.reader.model.window
         whole = min(len(self.waiting) // size, BATCH)
-        if self._asked or self._open_length or not whole:
+        if self._open.length or not whole:
             return None
         tokens = self.waiting[: whole * size]
         if rows is not None and len(self.waiting) - len(tokens) >= rows:
@@ -292,31 +289,14 @@ class Ingest:
         states = Later(functools.partial(_joined, states))
         return lambda: Blocks(first, *map(_joined_blocks, rows), states)
 
-    def _next(self, tokens):
-        """The tokens by which the open window grows next."""
-        room = min(len(tokens), self.reader.model.window - self._open_length)
-        return tokens[: self._stride if self._stride <= room else self.reader.model.gist.block]
-
-    def _asking(self):
-        tokens, before = self._next(self.waiting), self._open_length
-        return tokens, before, self._read_open(tokens)
-
     def _take_blocks(self):
-        (tokens, before, made), self._asked = self._asked or self._asking(), None
-        rows, states, gists = made
-        try:
-            first = self._append(tokens, np.asarray(gists))
-        except BaseException:  # they still wait, and will be read again in the same place
-            self._open_length = before
-            raise
-        self.waiting = self.waiting[len(tokens) :]
-        return lambda: Blocks(first, *map(np.asarray, rows), states)
-
-    def _read_open(self, tokens):
-        """Reads more of the open window and keeps its rows for what follows."""
-        self._open, *made = self.reader.grow(tokens, self._open, self._open_length)
-        self._open_length = (self._open_length + len(tokens)) % self.reader.model.window
-        return made
+        grown = self._open.read(self.waiting)
+        count = len(grown.tokens)
+        # Should this fail, they still wait, and will be read again in the same place.
+        first = self._append(self.waiting[:count], np.asarray(grown.gists))
+        self._open.grow(count)
+        self.waiting = self.waiting[count:]
+        return lambda: Blocks(first, *map(np.asarray, grown.rows), grown.states)
 
     def _append(self, tokens, gists):
         """Blocks and all gists that they complete; returns the first block's index."""
@@ -328,25 +308,22 @@ class Ingest:
 
     def state(self) -> dict[str, np.ndarray]:
         """What is in memory alone: tokens that wait, and the open window's rows, on the host."""
-        k, v = jax.device_get(self._open)
-        length = np.array(self._open_length)
-        return {"waiting": self.waiting, "open_k": k, "open_v": v, "open_length": length}
+        return {"waiting": self.waiting} | self._open.state()
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Goes on exactly where `state` was asked for; the tree must be as it was then."""
-        self.waiting, self._open_length = state["waiting"], int(state["open_length"])
-        self._open = Rows(jnp.asarray(state["open_k"]), jnp.asarray(state["open_v"]))
+        self.waiting = state["waiting"]
+        self._open.restore(state)
 
     def _resume(self):
         """Text that ends inside a window: the window's rows so far are read again."""
         size, block = self.reader.model.window, self.reader.model.gist.block
         stop, began = self.tree.blocks * block, int(self.tree.borders[-1])
-        self._open_length = 0
         tokens = self.tree.tokens(began + (stop - began) // size * size, stop)
         while len(tokens):
-            more = self._next(tokens)
-            self._read_open(more)
-            tokens = tokens[len(more) :]
+            count = len(self._open.read(tokens).tokens)
+            self._open.grow(count)
+            tokens = tokens[count:]
 
     # -- documents -------------------------------------------------------------------------
 
@@ -382,5 +359,5 @@ class Ingest:
         editing.ascend(self.reader, draft, runs)
         draft.stage()
         if self.tree.borders[-1] == self.tree.length:
-            self._open_length = 0  # text that follows begins a window of its own
+            self._open.close()
         return self.tree.documents[name]

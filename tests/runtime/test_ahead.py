@@ -1,4 +1,4 @@
-"""Refocuses decided beside the reading before them: when one is decided changes nothing."""
+"""What is asked or decided before a refocus is due: that changes nothing, and is early enough."""
 
 import dataclasses
 
@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from mctx.errors import UserError
-from mctx.runtime import SessionBatch, ahead, assembly, deciding, focusing
+from mctx.runtime import SessionBatch, ahead, assembly, deciding, focusing, growing
 from mctx.tree.head import StoreError
 from mctx.tree.ingest import Ingest
+from mctx.tree.window import OpenWindow
 from tests.runtime.small import (
     BLOCK,
     CONFIG,
@@ -30,6 +31,8 @@ CASES = [
     dataclasses.replace(TWO, decide="ahead", tail="keep", every=2),
     dataclasses.replace(AHEAD, heads=2, router="utility", tail="reread", reread=BLOCK),
     dataclasses.replace(AHEAD, staging=96, staging_capacity=48, staging_every=3),
+    dataclasses.replace(CONFIG, tail="keep"),
+    dataclasses.replace(TWO, every=2),
 ]
 TEXT = text(9 * WINDOW + 3, seed=1)
 
@@ -38,6 +41,12 @@ def told(made):
     """What a session says and shows that reads, stands elsewhere, is edited, and reads on."""
     nll = [made.predict(TEXT), made.predict(TEXT[: 2 * BLOCK])]
     said = made.generate(tokens=3 * BLOCK + 1, temperature=1.0, seed=3)
+    made.predict(TEXT[: made.due])
+    for seen in BLOCK - 1, 2 * BLOCK - 1:  # the last steps are under way, and come to nothing
+        stream = made.stream(tokens=4 * BLOCK, temperature=1.0, seed=seen)
+        said += "".join(next(stream) for _ in range(seen))
+        stream.close()
+        nll.append(made.predict(TEXT[: made.due]))
     made.ingest(TEXT[: 2 * WINDOW])
     made.predict(TEXT[:BLOCK])
     made.add_document("one", TEXT[: WINDOW + 1])
@@ -50,7 +59,32 @@ def told(made):
 def test_it_is_the_same_decision_whenever_it_is_made(config, monkeypatch):
     early = told(session(config))
     monkeypatch.setattr(ahead.Ahead, "think", lambda *_: False)
+    monkeypatch.setattr(ahead.Ahead, "prepare", lambda *_: None)
+    monkeypatch.setattr(ahead.Ahead, "foresee", lambda *_: None)
     jax.tree.map(np.testing.assert_array_equal, early, told(session(config)))
+
+
+@pytest.mark.parametrize("config", [CONFIG, dataclasses.replace(TWO, every=2, tail="keep")])
+def test_a_block_is_read_and_looked_at_before_its_tokens_are_known(config, monkeypatch):
+    made, events = session(config), []
+    made.predict(TEXT[: 4 * WINDOW])
+
+    def told(where, name, event):
+        plain = getattr(where, name)
+
+        def telling(*arguments, **more):
+            events.append(event)
+            return plain(*arguments, **more)
+
+        monkeypatch.setattr(where, name, telling)
+
+    told(OpenWindow, "_read", "read")
+    told(focusing, "_apply_lens", "look")
+    told(growing, "growing", "known")
+    made.generate(tokens=2 * made.interval)
+    assert [events[i : i + 3] for i, event in enumerate(events) if event == "read"] == [
+        ["read", "look", "known"]
+    ] * 2
 
 
 def looks_of(monkeypatch):
@@ -168,7 +202,7 @@ def test_lanes_ask_before_any_of_them_waits(config, monkeypatch):
 
         monkeypatch.setattr(where, name, telling)
 
-    told(Ingest, "_asking", "read")
+    told(OpenWindow, "_read", "read")
     told(Ingest, "_append", "take")
     told(deciding, "_asked", "ask")
     told(focusing, "_scores_of", "wait")
