@@ -20,9 +20,9 @@ def get_config() -> ConfigDict:
                 fanouts=(32, 4, 8),
                 trained=3,
                 slots=4,
-                width=1280,  # 80 numbers of every layer and key/value head
-                d_model=192,
-                d_ff=384,
+                width=1536,  # 96 numbers of every layer and key/value head
+                d_model=256,
+                d_ff=512,
                 n_layers=2,
                 n_heads=4,
                 inject="kv",
