@@ -187,7 +187,8 @@ class Codes(nn.Module):
         """[..., L, 2, K, H] -> [..., L·K·size]."""
         apart = jnp.moveaxis(rows, -3, -2) - self.mean  # [..., L, K, 2, H]
         codes = jnp.einsum("...lkch,lkchs->...lks", PACE * apart, self.inward)
-        return codes.reshape(*codes.shape[:-3], -1)
+        layers, heads, size = codes.shape[-3:]
+        return codes.reshape(*codes.shape[:-3], layers * heads * size)
 
     def rows(self, gists):
         """[..., L·K·size] -> [..., L, 2, K, H]."""
