@@ -26,6 +26,7 @@ from mctx.errors import UserError
 from mctx.telemetry import METRICS_FILE
 
 REQUIRED = ("name", "command", "seed", "commit", "machine", "rows")
+BY_SPLIT = {"lines": pictures.lines, "calibration": pictures.calibration}  # of a view
 LAYOUTS_FILE = "layouts.jsonl"  # one layout record a refocus, beside metrics.jsonl
 
 
@@ -110,9 +111,9 @@ def draw_views(result: Mapping, out: Path) -> None:
             where = "" if value is None else fact_text(view["split"], value)
             title = " · ".join(filter(None, [view["title"], where]))
             path = out / f"{_file_name(stem, value)}.png"
-            if "lines" in view["pictures"]:
-                note = f"whiskers: {result.get('interval', pictures.INTERVAL)}"
-                pictures.lines(view, members, title, note, path)
+            note = f"whiskers: {result.get('interval', pictures.INTERVAL)}"
+            for name in set(BY_SPLIT) & set(view["pictures"]):
+                BY_SPLIT[name](view, members, title, note, path)
             if "cost" in view["pictures"]:
                 _draw_cost(result, view, members, title, path.with_stem(f"{path.stem}-cost"))
     families: dict[str, list[Mapping]] = {}

@@ -1,6 +1,7 @@
 """Pictures of results and runs, drawn from their files alone, in colours safe for every eye."""
 
 from experiments.pictures.bars import BOUNDS, INTERVAL, INTERVALS, bar_chart, chart_measure
+from experiments.pictures.calibration import calibration
 from experiments.pictures.comparisons import heatmaps, lines
 from experiments.pictures.curves import (
     is_loss,
@@ -20,6 +21,7 @@ __all__ = [
     "INTERVALS",
     "LOD_LOOKS",
     "bar_chart",
+    "calibration",
     "chart_measure",
     "focus_map",
     "growth",

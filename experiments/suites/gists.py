@@ -11,9 +11,11 @@ import numpy as np
 from experiments.suites import Suite
 from experiments.suites.masks import masked_nll
 from experiments.suites.rows import in_batches, recovered_rows
+from experiments.suites.segments import Segments
 from mctx.focus.bank import BankShape, make_bank, plain_context
 from mctx.models.base import Rows
 from mctx.models.wrapped import Wrapped, tail_nll
+from mctx.opened import Opened
 
 PLAIN = "last", "mean"  # what stands for n tokens
 
@@ -36,13 +38,10 @@ def length(model: Wrapped, protocol: Protocol = Protocol()) -> int | None:
 
 
 def measure(
-    model: Wrapped,
-    params: dict,
-    tokens: np.ndarray,
-    seed: int,
-    protocol: Protocol = Protocol(),
+    opened: Opened, segments: Segments, seed: int, protocol: Protocol = Protocol()
 ) -> dict[str, list[dict]]:
     """Segments [n, history + tail + 1] -> rows recent (nothing shown), lod1, lod2, …, full."""
+    model, params = opened.model, opened.params
     shape = BankShape(model.gist, protocol.history // model.gist.block)
     levels = whole_levels(model, protocol)
     ways = {f"lod{level}": shape.node_level == level for level in levels}
@@ -54,7 +53,7 @@ def measure(
         history, tail = jnp.split(tokens, [protocol.history], axis=1)
         bank = make_bank(model, params, history)
         masks = jnp.broadcast_to(shown[:, None], (len(shown), len(tokens), shown.shape[1]))
-        nll = masked_nll(model, params, shape, bank, tail, masks, protocol.tail)
+        nll = masked_nll(model, params, shape, bank, tail, masks, protocol.tail).mean(axis=-1)
         rows = Rows(*(x[:, :, : protocol.history] for x in bank.rows))
         fewer = [plain_nll(params, bank.prefix, some, tail) for some in untrained(rows, protocol)]
         return jnp.concatenate([nll, *fewer], axis=1)
@@ -63,9 +62,10 @@ def measure(
         context, start = plain_context(prefix, rows)
         return tail_nll(model, params, tail, context, start).mean(axis=1, keepdims=True)
 
-    none, full, *each = in_batches(functools.partial(score, params), tokens).T
+    none, full, *each = in_batches(functools.partial(score, params), segments.tokens).T
     few = {f"{how} of {n}": protocol.history // n for n in protocol.ratios for how in PLAIN}
-    rows = recovered_rows(none, full, dict(zip([*ways, *few], each, strict=True)), seed)
+    named = dict(zip([*ways, *few], each, strict=True))
+    rows = recovered_rows(none, full, named, segments.units, seed)
     entries = {"recent": 0, "full": protocol.history}
     entries |= {f"lod{level}": shape.counts()[level] * model.gist.slots for level in levels}
     entries |= few
