@@ -18,6 +18,7 @@ distractors  accuracy against the number of look-alikes
 facts        questions of one, two and three facts over a story
 kv           key–value pairs by position
 edits        a document is replaced, and the answer must change
+descent      what opening level by level misses of what scoring all blocks would choose
 
 The first six take segments of text, as many packages or authors as there are, and intervals are
 over these; the first three are run, where the checkpoint has their parts, if no suite is named.
@@ -44,6 +45,7 @@ from experiments.suites import (
     Asking,
     Suite,
     base,
+    descent,
     distractors,
     edits,
     facts,
@@ -82,6 +84,7 @@ ASKING: dict[str, Asking] = {
     "facts": facts.SUITE,
     "kv": kv.SUITE,
     "edits": edits.SUITE,
+    "descent": descent.SUITE,
 }
 ALL = "all"
 HELD_OUT_TOKENS = 1_000_000  # tokens of packages to draw from

@@ -13,6 +13,7 @@ from experiments.pictures.curves import (
 from experiments.pictures.focus_map import LOD_LOOKS, focus_map
 from experiments.pictures.growth import growth
 from experiments.pictures.in_focus import in_focus
+from experiments.pictures.page import page
 from experiments.pictures.tradeoff import tradeoff
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "is_loss",
     "is_refocus",
     "lines",
+    "page",
     "scalar_names",
     "telemetry_curves",
     "tradeoff",

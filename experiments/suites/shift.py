@@ -16,6 +16,7 @@ import numpy as np
 
 from experiments.methods import Protocol
 from experiments.methods.focused import tokens_config
+from experiments.sessions import far_detail
 from experiments.statistics import Interval, interval, proportion
 from experiments.suites import Suite
 from experiments.suites.segments import Segments
@@ -116,15 +117,6 @@ class _Read:
         session.on_refocus = lambda session, report: far.append(far_detail(session))
         nll = session.predict(again)
         return Reading(nll.reshape(self.turn.back, block).mean(axis=1), far)
-
-
-def far_detail(session: Session) -> np.ndarray:
-    """Blocks that the first head shows as tokens because they were chosen, rising."""
-    shown, focus = session.shown, session.focus
-    live = slice(0, int(shown.count[0]))
-    level, index = (np.asarray(x[0][live]) for x in (shown.level, shown.index))
-    detail = index[(level == 0) & np.asarray(shown.shown[0][live])]
-    return detail[(detail >= focus.sink) & (detail < session.blocks - focus.recent)]
 
 
 # -- what is told of it ----------------------------------------------------------------------
