@@ -201,7 +201,7 @@ VIEWS = {
     "sign": View("Blocks whose sign is foreseen", "edit", "share"),
     "weighed": View("The same, blocks weighed by the nats that they are worth", "edit", "share"),
     "calibration": View(
-        "What is predicted of blocks, and what showing them gains", "bin", "nats", "of",
+        "Predicted and realised worth of blocks", "bin", "nats", "of",
         ("calibration",), better="",
     ),
 }  # fmt: skip
