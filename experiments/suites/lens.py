@@ -32,9 +32,10 @@ from experiments.suites.segments import Segments
 from mctx.opened import Opened
 
 MIX, CROSSED, BOUND = "best mix", "hindsight crossfit", "hindsight"
+NOTHING = "recent"
 STEPS = 4  # a weight of a mix is a multiple of one in so many
 GUESSES = ("random", *UNLEARNED, MIX, "lens", BOUND, CROSSED)
-RESTS = ("silent", "gists")  # of blocks that are not chosen
+RESTS = ("silent", "as gists")  # of blocks that are not chosen
 
 
 def measure(
@@ -49,20 +50,18 @@ def measure(
     ranks = unlearned(model, protocol, tokens, found)
     noise = np.random.default_rng(seed).uniform(size=found["lens"].shape)
     mixed = {m: mix(ranks, found[BOUND], m, groups) for m in protocol.blocks}
-    chosen = {(0, "recent"): np.zeros(noise.shape, bool)} | {
-        (m, name): best(worth, m)
-        for m in protocol.blocks
-        for name, worth in {
-            **found, **ranks, "random": noise, MIX: mixed[m].worth,
-        }.items() if name != "means"
-    }  # fmt: skip
+    known = {name: found[name] for name in ("lens", BOUND, *FOLDS)} | ranks | {"random": noise}
+    chosen = {(0, NOTHING): np.zeros(noise.shape, bool)}
+    for m in protocol.blocks:
+        by = known | {MIX: mixed[m].worth}
+        chosen |= {(m, name): best(worth, m) for name, worth in by.items()}
     nll = _scored(opened, protocol, tokens, chosen)
     full = nll_of_all(opened, protocol, tokens)
-    ends = {"recent": nll[0, "recent"]}, {"full": (full, full)}
-    tables = {
-        f"lens-{m}": _rows(ends[0] | {g: nll[m, g] for g in GUESSES} | ends[1], groups, seed, m)
-        for m in protocol.blocks
-    }
+    tables = {}
+    for m in protocol.blocks:
+        ways = {name: nll[m, name] for name in GUESSES}
+        every = {NOTHING: nll[0, NOTHING], **ways, "full": (full, full)}
+        tables[f"lens-{m}"] = _rows(every, groups, seed, m)
     gaps = [
         gap(m, rest, {g: nll[m, g][column] for g in GUESSES}, groups, seed, mixed[m].weights)
         for column, rest in enumerate(RESTS)
@@ -124,7 +123,7 @@ def _grid(kinds: int):
 
 def _rows(nll: Mapping, groups: np.ndarray, seed: int, chosen: int) -> list[dict]:
     """Rows of pairs (rest silent, rest as gists); recovered is on the scale of the silent ones."""
-    back = recovery(nll["recent"][0], nll["full"][0], groups, seed)
+    back = recovery(nll[NOTHING][0], nll["full"][0], groups, seed)
     rows = []
     for what, (silent, gists) in nll.items():
         told = spread(interval(gists.astype(np.float64), groups, seed), "with_gists")
@@ -148,7 +147,7 @@ def gap(
     rivals = [name for name in (*UNLEARNED, MIX) if name in nll]
     rival = min(rivals, key=lambda name: nll[name].mean())
     gained, room = (nll[rival] - nll[name].astype(np.float64) for name in ("lens", CROSSED))
-    row = nll_row("lens", -gained, groups, seed, blocks_chosen=blocks, the_rest=rest)
+    row = nll_row(f"{blocks} blocks, the rest {rest}", -gained, groups, seed)
     row |= {"against": rival + (f" ({mixed})" if rival == MIX else "")}
     if interval(room, groups, seed).low > 0:
         row |= spread(ratio(gained, room, groups, seed), "gap_closed")

@@ -1,11 +1,9 @@
 """The suite `descent`: a session's own focus against the same lens on all gists at once."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
-from experiments.methods import Protocol, Scorer
+from experiments.methods import Protocol, Scorer, focused
 from experiments.sessions import far_detail
 from experiments.suites import descent
 from experiments.suites.trials import Plan
@@ -20,7 +18,8 @@ def scorer():
 
 
 def session(scorer, **how):
-    return small.session(dataclasses.replace(small.CONFIG, budget=40), scorer.history.tree, **how)
+    config = focused.roomy(scorer, focused.tokens_config(scorer.model, PROTOCOL))
+    return small.session(config, scorer.history.tree, **how)
 
 
 def test_a_descent_that_sees_all_opens_what_scoring_all_would_choose(scorer):

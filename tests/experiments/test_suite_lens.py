@@ -2,6 +2,8 @@
 
 import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from experiments.methods import Scorer, choosing
 from experiments.methods.standing import Asked
 from experiments.suites import blocks, lens
 from experiments.suites.blocks import Protocol
-from mctx.focus.bank import make_bank
+from mctx.focus.bank import read_history
 from mctx.training.labels import gated_utility
 from tests import tiny
 from tests.experiments import tiny_checkpoint
@@ -42,8 +44,8 @@ def test_rows_agree_where_all_choices_are_the_same():
     assert one["recent"] == rows["recent"] | {"blocks_chosen": 1}
     assert abs(one["recency"]["value"] - one["full"]["value"]) > 1e-4
     assert abs(one["recency"]["with_gists"] - one["recency"]["value"]) > 1e-4
-    assert [row["blocks_chosen"] for row in found["lens-gap"]] == [1, 4, 1, 4]
-    assert [row["the_rest"] for row in found["lens-gap"]] == ["silent"] * 2 + ["gists"] * 2
+    told = [f"{m} blocks, the rest {rest}" for rest in ("silent", "as gists") for m in (1, 4)]
+    assert [row["what"] for row in found["lens-gap"]] == told
 
 
 def test_crossfit_scores_no_token_behind_blocks_that_it_chose():
@@ -65,11 +67,15 @@ def test_hindsight_is_the_label_of_the_scored_tokens_and_folds_are_its_parts():
     tokens = drawn(WIDE)
     found = blocks.worths(OPENED, WIDE, tokens)
     model, params = OPENED.model, OPENED.params
-    bank = make_bank(model, params, tokens[:, :32])
-    rows = type(bank.rows)(*(x[:, :, :32] for x in bank.rows))
-    every, weights = np.tile(np.arange(8), (4, 1)), (np.arange(23) >= 15).astype(np.float32)
-    of = model, params, rows, bank.prefix, every, np.zeros(0, np.int32), tokens[:, 32:]
-    np.testing.assert_allclose(found["hindsight"], gated_utility(*of, weights), atol=1e-4)
+
+    @jax.jit
+    def labels(tokens):
+        rows, _, prefix = read_history(model, params, tokens[:, :32])
+        every, none = jnp.tile(jnp.arange(8), (4, 1)), jnp.zeros(0, jnp.int32)
+        weights = (jnp.arange(23) >= 15).astype(jnp.float32)
+        return gated_utility(model, params, rows, prefix, every, none, tokens[:, 32:], weights)
+
+    np.testing.assert_allclose(found["hindsight"], labels(tokens), atol=1e-4)
     assert np.abs(found["odd"] - found["even"]).max() > 1e-4
 
 

@@ -31,7 +31,7 @@ def test_a_session_that_was_not_away_reads_as_one_that_never_left():
     for k in range(4):
         assert by["nll", "lens", k] == pytest.approx(0, abs=1e-5)
         assert by["same", "lens", k if k < 3 else 4] == 1
-    assert by["back", "lens", 0] == 1 and by["focus", "recency", 4] == 1
+    assert by["back", "recency", 0] == 1 and by["focus", "recency", 4] == 1
 
 
 def test_what_is_read_meanwhile_is_another_subject():
