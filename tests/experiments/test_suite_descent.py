@@ -24,15 +24,14 @@ def session(scorer, **how):
 
 def test_a_descent_that_sees_all_opens_what_scoring_all_would_choose(scorer):
     """Under a table, a coarse node says the best beneath it: nothing wanted can be missed."""
-    table = small.worths(3)
-    one = session(scorer, worths=table)
-    detail = far_detail(one)
-    worth = np.where(np.isin(np.arange(100), np.arange(1, 98)), table(one), -np.inf)
-    wanted = np.argsort(-worth)[: len(detail)]
-    assert len(detail) == 7 and descent.levels_of(one, wanted) == [0] * 7
-    others = np.setdiff1d(np.arange(1, 98), detail)
-    levels = descent.levels_of(one, others)
-    assert min(levels) == 1 and max(levels) > 1
+    wanted = np.array([7, 20, 21, 50, 64, 77, 90])
+    table = np.where(np.isin(np.arange(100), wanted), 1.0, -1.0)
+    one = session(scorer, worths=lambda _: table)
+    np.testing.assert_array_equal(far_detail(one), wanted)
+    assert descent.levels_of(one, wanted) == [0] * 7
+    levels = dict(zip(range(100), descent.levels_of(one, np.arange(100)), strict=True))
+    assert levels[22] == levels[23] == 1  # siblings of what was opened
+    assert levels[24] == levels[27] == 2 and levels[32] == 3
 
 
 def test_scores_of_all_blocks_are_the_lens_s_own(scorer):
