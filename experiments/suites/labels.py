@@ -48,7 +48,7 @@ class Single(Protocol):
     """
 
     scored: int = 128
-    singles: int = 24
+    singles: int = 16
 
 
 STANDARD = Single()
@@ -210,7 +210,7 @@ SUITE = Suite(
     STANDARD.fits,
     measure,
     (
-        "Every second block of 1,536 tokens, edited alone, and read again with the 384 tokens "
+        "Every third block of 1,536 tokens, edited alone, and read again with the 384 tokens "
         "behind them; nats of the last 128. *Shown*: as tokens, all others silent. *Expanded*: "
         "from its gist, all others gists. *Hidden*, *collapsed*: silenced, or shown as its gist, "
         "all others tokens; above 0 where the block is worth something.",
