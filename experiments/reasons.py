@@ -1,7 +1,7 @@
 """Why the lens brought old text back: the words of the present that pulled it.
 
-At some refocuses, of the blocks that are shown as tokens anew, and are not of late, the one that
-the lens thinks most of; and what each of the query's tokens has to do with it: the gradient of the
+Every few refocuses, of the old blocks that have come to be shown as tokens since, the one that the
+lens thinks most of; and what each of the query's tokens has to do with it: the gradient of the
 block's predicted utility with respect to that token's states (all layers that the lens looks at),
 times what sets them apart from the mean of the query. It goes through the lens's cross-attention
 and through what its finders find.
@@ -33,17 +33,20 @@ class Reasons:
     """Writes a record of every few refocuses; for `Session(on_refocus=…)`."""
 
     def __init__(self, path: Path):
-        self._path, self._before = path, np.zeros(0, int)
+        path.touch()
+        self._path, self._before, self._back = path, np.zeros(0, int), np.zeros(0, int)
 
     def refocused(self, session: Session) -> None:
         if "lensnet" not in session.params or session.worths:
             return
-        detail, before = far_detail(session), self._before
+        detail = far_detail(session)
+        fresh = np.setdiff1d(detail[detail < session.blocks - LATE], self._before)
         self._before = detail
-        fresh = np.setdiff1d(detail[detail < session.blocks - LATE], before)[:AT_ONCE]
-        if session.refocuses % EVERY == 0 and len(fresh):
+        self._back = np.intersect1d(np.union1d(self._back, fresh), detail)  # and still shown
+        if session.refocuses % EVERY == 0 and len(self._back):
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(reason(session, fresh)) + "\n")
+                file.write(json.dumps(reason(session, self._back[:AT_ONCE])) + "\n")
+            self._back = self._back[:0]
 
 
 def reason(session: Session, blocks: np.ndarray) -> dict:
