@@ -33,6 +33,7 @@ class Reasons:
     """Writes a record of every few refocuses; for `Session(on_refocus=…)`."""
 
     def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         self._path, self._before, self._back = path, np.zeros(0, int), np.zeros(0, int)
 
