@@ -117,15 +117,15 @@ def _texts(figure, told, texts, low, height):
             for at, word, strength in words:
                 shade = to_rgba("#ffb000", 0.9 * strength)
                 axes.add_patch(Rectangle((at, line - 0.5), len(word), 1, fc=shade, lw=0))
-            _write(axes, line, "".join(word for _, word, _ in words), color="#24292f")
+                _write(axes, line, word, at)  # each on its shade, however wide a font's letters are
         line += 2.2
     if not told:
         _write(axes, line, "Nothing was brought back.", color=FAINT)
 
 
-def _write(axes, line, text, **how):
+def _write(axes, line, text, at=0, **how):
     """Of one width a character: COLUMNS of them fill the axes."""
     inches = axes.get_position().width * axes.figure.get_size_inches()[0]
     size = 72 * inches / COLUMNS / 0.602
-    axes.text(0, line, text, family="DejaVu Sans Mono", size=size, va="center_baseline",
+    axes.text(at, line, text, family="DejaVu Sans Mono", size=size, va="center_baseline",
               parse_math=False, **how)  # fmt: skip
