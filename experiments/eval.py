@@ -10,17 +10,22 @@ base         NLL of the base by position in its window
 gists        what gists alone recover of 512 tokens, level by level; blocks told again from theirs
 gists_far    what gists of 1,536 tokens recover behind the recent 512
 lens         what 2, 4, 8 or 16 blocks of 48 recover, chosen by the lens and by others
+labels       labels and the lens against exact worths of single blocks; calibration
+robustness   what a lens recovers under noise, strange gists and look-alikes
+shift        refocuses until the focus is back where the subject is
 long_nll     NLL behind ever longer histories of held-out code or books
 retrieval    RULER's families: accuracy by length and depth
 distractors  accuracy against the number of look-alikes
 facts        questions of one, two and three facts over a story
 kv           key–value pairs by position
 edits        a document is replaced, and the answer must change
+descent      what opening level by level misses of what scoring all blocks would choose
 
-The first three take segments of text and are run, where the checkpoint has their parts, if no
-suite is named. The others put every method of `experiments.methods` behind the same histories, at
+The first six take segments of text, as many packages or authors as there are, and intervals are
+over these; the first three are run, where the checkpoint has their parts, if no suite is named.
+The others put every method of `experiments.methods` behind the same histories, at
 equal budget; each writes DIR/eval/NAME.json, with all that is needed to make it again, and
-NAME.jsonl, a record for every sample and method. Records of the first three, one a suite, are in
+NAME.jsonl, a record for every sample and method. Records of the first six, one a suite, are in
 segments.jsonl. Run again, an interrupted run goes on behind them.
 The text is, unless given, packages of this Python that the checkpoint was never trained on.
 --smoke takes few samples of each, to see that all works.
@@ -41,16 +46,20 @@ from experiments.suites import (
     Asking,
     Suite,
     base,
+    descent,
     distractors,
     edits,
     facts,
     gists,
     kv,
+    labels,
     lens,
     long_nll,
     planning,
     results,
     retrieval,
+    robustness,
+    shift,
 )
 from experiments.suites.segments import Streams, corpus_streams, cut
 from experiments.suites.texts import HELD_OUT, source_streams
@@ -65,7 +74,11 @@ SUITES: dict[str, Suite] = {
     "gists": gists.SUITE,
     "gists_far": gists.FAR_SUITE,
     "lens": lens.SUITE,
+    "labels": labels.SUITE,
+    "robustness": robustness.SUITE,
+    "shift": shift.SUITE,
 }
+UNASKED = "base", "gists", "lens"  # what is run if no suite is named
 ASKING: dict[str, Asking] = {
     "long_nll": long_nll.SUITE,
     "retrieval": retrieval.SUITE,
@@ -73,6 +86,7 @@ ASKING: dict[str, Asking] = {
     "facts": facts.SUITE,
     "kv": kv.SUITE,
     "edits": edits.SUITE,
+    "descent": descent.SUITE,
 }
 ALL = "all"
 HELD_OUT_TOKENS = 1_000_000  # tokens of packages to draw from
@@ -91,14 +105,14 @@ def flags() -> argparse.ArgumentParser:
     where.add_argument("--checkpoint", type=Path, help="a checkpoint")
     add("--step", type=step, default="latest", help="a number, or latest")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--corpus", type=Path, help="a folder made by data.corpus (first three)")
+    source.add_argument("--corpus", type=Path, help="a folder made by data.corpus (first six)")
     source.add_argument(
         "--input", nargs="+", metavar="SOURCE",
         help="file, folder, package:NAME, hf:NAME or held-out",
     )  # fmt: skip
     names = [*SUITES, *ASKING, ALL]
     add("--suite", "--suites", nargs="+", choices=names, metavar="NAME", help="what to run, or all")
-    add("--segments", type=int, default=64, help="of base, gists and lens (default 64)")
+    add("--segments", type=int, help="of text, for those that take them (default: 64 or 12)")
     add("--label", help="added to the names of their results, to tell texts apart: base-LABEL")
     add("--methods", nargs="+", choices=METHODS, metavar="NAME", help=", ".join(METHODS))
     add("--lengths", nargs="+", type=planning.tokens, help="tokens of history: 1536 8k 1m")
@@ -125,14 +139,14 @@ def chosen_suites(directory: Path, names: Sequence[str] | None) -> list[str]:
     have = {item for item in checkpoint.TRAINED_BY if checkpoint.holds(directory, item)}
     can = [n for n, suite in SUITES.items() if have.issuperset(suite.items)] or ["base"]
     if names is None:
-        return can
+        return [name for name in can if name in UNASKED]
     return list(dict.fromkeys([*can, *ASKING] if ALL in names else names))
 
 
 def read_streams(
     args: argparse.Namespace, directory: Path, opened: Opened
 ) -> tuple[Streams, list[str]]:
-    """What the first three are measured on, and notes on what was left out."""
+    """What the suites of segments are measured on, and notes on what was left out."""
     if args.corpus:
         return corpus_streams(args.corpus, opened.model.base.vocab_size), []
     enough = SMOKE_HELD_OUT if args.smoke else HELD_OUT_TOKENS
@@ -146,24 +160,28 @@ def measure(name: str, args, opened: Opened, text: tuple, command: str, out: Pat
     if length is None:
         print(f"{name}: left out, the base's trained window is too short.", file=sys.stderr)
         return []
-    tokens, sources = cut(streams, length, SMOKE_SEGMENTS if args.smoke else args.segments,
-                          args.seed)  # fmt: skip
-    found, records = results.measured(name, suite, opened, tokens, args.seed, out)
+    count = args.segments or (SMOKE_SEGMENTS if args.smoke else suite.segments)
+    segments = cut(streams, length, count, args.seed)
+    found, records = results.measured(name, suite, opened, segments, args.seed, out)
+    sources = sorted(set(segments.groups))
     listed = ", ".join(sources[:12]) + (f" and {len(sources) - 12} more" * (len(sources) > 12))
-    told = f"{len(tokens)} segments of {length:,} tokens out of: {listed}."
+    told = f"{len(segments.tokens)} segments of {length:,} tokens out of: {listed}."
     made = []
     for measured, rows in found.items():
         result = f"{measured}-{args.label}" if args.label else measured
         made.append(out / f"{result}.json")
+        views = {name: view.to_dict() for name, view in suite.views.items()}
+        told_by_views = {"views": views} if "view" in rows[0] else {}
         entry.write_result(made[-1], command, args.seed, rows, name=result, records=records,
-                           notes=[*suite.notes, *notes, told])  # fmt: skip
+                           interval=segments.interval, notes=[*suite.notes, *notes, told],
+                           **told_by_views)  # fmt: skip
     return made
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = flags()
     args = parser.parse_args(arguments)
-    if args.segments < 2:
+    if args.segments is not None and args.segments < 2:
         raise UserError("an interval needs at least two segments: raise --segments.")
     directory = args.workdir or args.checkpoint
     names = chosen_suites(directory, args.suite)

@@ -5,8 +5,9 @@
 RUN is a result file, or a workdir with `summary.json` or `eval/*.json`. Each result is printed as
 tables and written to DIR (default: RUN/report) as NAME.md and NAME.png (bars; curves where it has
 panels), one with views as NAME-VIEW….png; a workdir's metrics and layouts become curves and a focus
-map there. With --results, the text between `<!-- table:NAME -->` and `<!-- end:NAME -->` is
-replaced by the result of that name.
+map there, and one page of both where a session told its reasons (`experiments.stream --page`).
+With --results, the text between `<!-- table:NAME -->` and `<!-- end:NAME -->` is replaced by the
+result of that name.
 """
 
 import argparse
@@ -23,10 +24,12 @@ from experiments import pictures
 from experiments.entry import Parser, run
 from experiments.tables import by_split, fact_text, is_bound, markdown_table, print_table
 from mctx.errors import UserError
-from mctx.telemetry import METRICS_FILE
+from mctx.telemetry import METRICS_FILE, read_scalars
 
 REQUIRED = ("name", "command", "seed", "commit", "machine", "rows")
+BY_SPLIT = {"lines": pictures.lines, "calibration": pictures.calibration}  # of a view
 LAYOUTS_FILE = "layouts.jsonl"  # one layout record a refocus, beside metrics.jsonl
+REASONS_FILE = "reasons.jsonl"  # what was brought back and why, beside them (experiments.reasons)
 
 
 def result_files(run: Path) -> list[Path]:
@@ -110,9 +113,9 @@ def draw_views(result: Mapping, out: Path) -> None:
             where = "" if value is None else fact_text(view["split"], value)
             title = " · ".join(filter(None, [view["title"], where]))
             path = out / f"{_file_name(stem, value)}.png"
-            if "lines" in view["pictures"]:
-                note = f"whiskers: {result.get('interval', pictures.INTERVAL)}"
-                pictures.lines(view, members, title, note, path)
+            note = f"whiskers: {result.get('interval', pictures.INTERVAL)}"
+            for name in set(BY_SPLIT) & set(view["pictures"]):
+                BY_SPLIT[name](view, members, title, note, path)
             if "cost" in view["pictures"]:
                 _draw_cost(result, view, members, title, path.with_stem(f"{path.stem}-cost"))
     families: dict[str, list[Mapping]] = {}
@@ -150,6 +153,10 @@ def draw_run(run: Path, out: Path) -> None:
             pictures.telemetry_curves(path, out / _log_name("refocus", path, run))
     for path in sorted(run.rglob(LAYOUTS_FILE)):
         pictures.focus_map(_records(path), out / _log_name("focus", path, run))
+    for path in sorted(run.rglob(REASONS_FILE)):
+        logged = _records(path.with_name(LAYOUTS_FILE)), read_scalars(path.parent), _records(path)
+        title = f"What was looked at: {run.name}"
+        pictures.page(*logged, title, out / _log_name("page", path, run))
 
 
 def _log_name(what: str, log: Path, run: Path) -> str:

@@ -1,4 +1,4 @@
-"""What the commands that run a session share: opening by item, and room for what is to come."""
+"""What those who run a session share: opening by item, room for what is to come, what it chose."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from mctx import checkpoint
 from mctx.focus.layout import FocusConfig, coarsest, minimum_budget, validate
 from mctx.models.wrapped import Wrapped
 from mctx.opened import Opened, fingerprint
+from mctx.runtime import Session
 
 
 def open_for_ids(directory: str | Path, items: tuple[str, ...]) -> Opened:
@@ -26,3 +27,12 @@ def ensure_room(focus: FocusConfig, first: int, last: int) -> None:
     rows = np.asarray(coarsest(focus, lengths)[2]).sum(axis=0)
     for cost in (minimum_budget(focus, lengths), rows):
         validate(focus, int(lengths[np.argmax(cost)]))
+
+
+def far_detail(session: Session) -> np.ndarray:
+    """Blocks that the first head shows as tokens because they were chosen, rising."""
+    shown, focus = session.shown, session.focus
+    live = slice(0, int(shown.count[0]))
+    level, index = (np.asarray(x[0][live]) for x in (shown.level, shown.index))
+    detail = index[(level == 0) & np.asarray(shown.shown[0][live])]
+    return detail[(detail >= focus.sink) & (detail < session.blocks - focus.recent)]

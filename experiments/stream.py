@@ -2,13 +2,15 @@
 
     python -m experiments.stream --checkpoint=DIR --tree=URI [--input=FILE|-] [--budget=W]
         [--generate=N] [--prompt=TEXT] [--temperature=T] [--stop=TEXT] [--session=NAME]
-        [--workdir=DIR]
+        [--workdir=DIR [--page]]
 
 URI is a path, file://, gs://, s3:// or memory://name; a tree that is there is continued, else one
 is made. `-` reads standard input as it comes. In a terminal, a live panel shows which part of the
 history stands in the working context at which level of detail; elsewhere a line is printed every
 few hundred tokens. With --generate, the history (and the prompt) is continued. With --workdir,
-every refocus goes to metrics.jsonl, TensorBoard and layouts.jsonl there (see experiments.report).
+every refocus goes to metrics.jsonl, TensorBoard and layouts.jsonl there (see experiments.report);
+with --page also, to reasons.jsonl, what the lens brought back and the words that pulled it, and at
+the end all is drawn in DIR/report, page.png on one page.
 
 A tree holds whole blocks: the last few tokens, short of a block, are read but not stored. With
 --session, all that is in memory is saved beside the tree at the end, those tokens included, and the
@@ -30,7 +32,8 @@ from rich.console import Console
 
 from experiments import entry
 from experiments.display import Clock, Display, Moment, layout_record
-from experiments.report import LAYOUTS_FILE
+from experiments.reasons import Reasons
+from experiments.report import LAYOUTS_FILE, REASONS_FILE, draw_run
 from experiments.sessions import ensure_room
 from mctx.errors import UserError
 from mctx.opened import Opened, open_checkpoint
@@ -62,9 +65,10 @@ def pieces(source: BinaryIO, name: str) -> Iterator[str]:
 class Monitor:
     """Keeps the last refocus for the display; writes them all to the workdir, if there is one."""
 
-    def __init__(self, display: Display, workdir: Path | None):
+    def __init__(self, display: Display, workdir: Path | None, reasons: bool = False):
         self._display, self._clock, self._files = display, Clock(), ExitStack()
         self._telemetry = self._layouts = None
+        self._reasons = Reasons(workdir / REASONS_FILE) if reasons else None
         self._report: dict = {}
         if workdir:
             self._telemetry = Telemetry(workdir)
@@ -77,6 +81,8 @@ class Monitor:
         if self._telemetry:
             self._telemetry.scalars(session.blocks * session.model.gist.block, report)
             self._layouts.write(json.dumps(layout_record(session)) + "\n")
+        if self._reasons:
+            self._reasons.refocused(session)
 
     def read(self, session: Session, nll: np.ndarray) -> None:
         """After tokens were read."""
@@ -165,6 +171,7 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--lora", action="store_true", help="apply the checkpoint's LoRA")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--workdir", type=Path, help="where metrics and layouts go")
+    parser.add_argument("--page", action="store_true", help="log reasons, too, and draw all of it")
     return parser
 
 
@@ -172,6 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = flags().parse_args(arguments)
     if not (args.input or args.generate):
         raise UserError("there is nothing to do: give --input to read, or --generate, or both.")
+    if args.page and not args.workdir:
+        raise UserError("--page draws what a workdir logged: give --workdir, too.")
     source = open_input(args.input) if args.input else None
     items = ("base", "gistnet", "lensnet")
     how = dict(lora=args.lora, dtype=args.dtype, untrained=True)
@@ -180,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{args.checkpoint} holds no lens: the focus goes by recency.", file=sys.stderr)
     config = SessionConfig(budget=args.budget, recent=args.recent, every=args.every)
     display = Display(Console(), f"MegaContext · {args.tree}", args.budget)
-    monitor = Monitor(display, args.workdir)
+    monitor = Monitor(display, args.workdir, args.page)
     try:
         session = begin(opened, args.tree, args.session, config, on_refocus=monitor.refocused)
         if source:
@@ -199,6 +208,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit("\ninterrupted: the tree holds what was committed; run again to go on.")
     finally:
         monitor.close()
+    if args.page:
+        out = args.workdir / "report"
+        out.mkdir(exist_ok=True)
+        draw_run(args.workdir, out)
+        print(f"drawn in {out}")
 
 
 if __name__ == "__main__":

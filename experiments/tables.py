@@ -181,7 +181,7 @@ def _title(view: Mapping, value, rows: Sequence[Mapping]) -> str:
 
 
 def _best(view: Mapping, rows: Sequence[Mapping]) -> float | None:
-    values = [row["value"] for row in rows if not is_bound(row)]
+    values = [row["value"] for row in rows if not is_bound(row) and view["better"]]
     pick = min if view["better"] == "lower" else max
     return pick(values) if len(set(values)) > 1 else None
 

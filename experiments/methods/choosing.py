@@ -59,29 +59,38 @@ def handed(scorer: Scorer, asked: Asked) -> np.ndarray:
 
 
 def bm25(scorer: Scorer, asked: Asked) -> np.ndarray:
-    """BM25 (Lucene's form, by the library bm25s) over token ids: blocks are the documents, the
-    distinct tokens of the last `WORDS` the query."""
-    index = _library().BM25(method="lucene")
+    """BM25 over token ids, the last `WORDS` the query: see `bm25_of`."""
     block, old = scorer.model.gist.block, _old(scorer)
     documents = scorer.history.tree.tokens(0, old * block).reshape(old, block)
-    vocabulary = {str(i): i for i in range(scorer.model.base.vocab_size)}
-    tokenized = _library().tokenization.Tokenized(documents.tolist(), vocabulary)
     query = scorer.history.tree.tokens(max(scorer.length - WORDS, 0), scorer.length)
     worth = np.zeros(scorer.blocks)
     if old:
-        index.index(tokenized, show_progress=False)
-        worth[:old] = index.get_scores(np.unique(query).tolist())
+        worth[:old] = bm25_of(documents, query, scorer.model.base.vocab_size)
     return ranked(followed(worth))
+
+
+def bm25_of(documents: np.ndarray, query: np.ndarray, vocabulary: int) -> np.ndarray:
+    """BM25 (Lucene's form, by the library bm25s) of token ids: documents [n, K_1], and a query
+    [q], of which the distinct tokens count: [n]."""
+    index = _library().BM25(method="lucene")
+    words = {str(i): i for i in range(vocabulary)}
+    tokenized = _library().tokenization.Tokenized(documents.tolist(), words)
+    index.index(tokenized, show_progress=False)
+    return index.get_scores(np.unique(query).tolist())
 
 
 def cosine(scorer: Scorer, asked: Asked) -> np.ndarray:
     """Cosine of the mean state of each block's tokens with that of the last blocks, both less the
     mean state of the history: what all states share would make all blocks alike."""
-    means = scorer.history.means()[: scorer.blocks].astype(np.float64)  # [blocks, D]
-    centred = means - means.mean(axis=0)
+    return ranked(followed(cosine_of(scorer.history.means()[: scorer.blocks])))
+
+
+def cosine_of(means: np.ndarray) -> np.ndarray:
+    """Cosine of each block's mean state [n, D] with that of the last blocks: [n]."""
+    centred = means.astype(np.float64) - means.mean(axis=0, dtype=np.float64)
     query = centred[-QUERY_BLOCKS:].mean(axis=0)
     lengths = np.linalg.norm(centred, axis=1) * np.linalg.norm(query)
-    return ranked(followed(centred @ query / np.maximum(lengths, 1e-30)))
+    return centred @ query / np.maximum(lengths, 1e-30)
 
 
 def attention(scorer: Scorer, asked: Asked) -> np.ndarray:
@@ -101,6 +110,15 @@ def attention(scorer: Scorer, asked: Asked) -> np.ndarray:
     for (blocks, shown), each in zip(pieces, found, strict=True):
         worth[blocks[shown]] = np.asarray(_shares(each, total))[shown]
     return ranked(followed(worth))
+
+
+def attention_of(model: Wrapped, layers: dict, states: jax.Array, keys: jax.Array) -> jax.Array:
+    """As `attention`, of blocks that are all at hand: states [L + 1, Q, D] of the last tokens,
+    keys [L, n·K_1, K, h], unrotated -> [n]."""
+    query = queries(model, layers, states)
+    blocks = keys.reshape(keys.shape[0], -1, model.gist.block, *keys.shape[2:]).swapaxes(0, 1)
+    total = jnp.full(query.shape[:3], -jnp.inf)
+    return _shares(*_attended(query, blocks, jnp.ones(len(blocks), bool), total)[::-1])
 
 
 def _pieces(count):

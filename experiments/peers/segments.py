@@ -80,7 +80,7 @@ def draw(args: argparse.Namespace, opened: Opened) -> np.ndarray:
     sources = args.input or [HELD_OUT]
     streams, notes = source_streams(sources, args.checkpoint, opened.tokenizer, HELD_OUT_TOKENS)
     print(*notes, sep="\n", end="\n" * bool(notes))
-    return cut(streams, args.history + args.tail, args.segments, args.seed)[0]
+    return cut(streams, args.history + args.tail, args.segments, args.seed).tokens
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

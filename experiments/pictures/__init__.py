@@ -1,6 +1,7 @@
 """Pictures of results and runs, drawn from their files alone, in colours safe for every eye."""
 
 from experiments.pictures.bars import BOUNDS, INTERVAL, INTERVALS, bar_chart, chart_measure
+from experiments.pictures.calibration import calibration
 from experiments.pictures.comparisons import heatmaps, lines
 from experiments.pictures.curves import (
     is_loss,
@@ -12,6 +13,7 @@ from experiments.pictures.curves import (
 from experiments.pictures.focus_map import LOD_LOOKS, focus_map
 from experiments.pictures.growth import growth
 from experiments.pictures.in_focus import in_focus
+from experiments.pictures.page import page
 from experiments.pictures.tradeoff import tradeoff
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "INTERVALS",
     "LOD_LOOKS",
     "bar_chart",
+    "calibration",
     "chart_measure",
     "focus_map",
     "growth",
@@ -28,6 +31,7 @@ __all__ = [
     "is_loss",
     "is_refocus",
     "lines",
+    "page",
     "scalar_names",
     "telemetry_curves",
     "tradeoff",

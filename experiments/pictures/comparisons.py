@@ -20,6 +20,7 @@ PANELS = {  # what stands together; a method that is in none comes last
     "focus": ("lens", "two heads", "heads+staging"),
     "bounds": ("full", "handed", "hindsight", "hindsight crossfit", "leave-one-in crossfit"),
 }
+FEW = 3  # methods that fit one panel together
 MARKERS = "osD^vPX"
 NAMES = {
     "length": "tokens of history",
@@ -27,6 +28,8 @@ NAMES = {
     "distractors": "look-alikes in the text",
     "position": "position of the pair (0 = first)",
     "depth": "depth (0 = beginning)",
+    "noise": "noise on the lens's scores (standard deviations of a text's)",
+    "refocus": "refocuses since the subject is back",
 }
 COLOURS = "cividis"  # the same to every eye, and in grey
 
@@ -44,10 +47,10 @@ def lines(view: Mapping, rows: Sequence[Mapping], title: str, note: str, path: s
     """Value against `across`, a panel for methods of a kind, with intervals."""
     across = view["across"]
     by = {m: _line([r for r in rows if r["what"] == m], across) for m in _methods(rows)}
-    shown = panels(list(by)) or {"": list(by)}
+    shown = panels(list(by)) if len(by) > FEW else {"": list(by)}
     ticks = sorted({row[across] for row in rows})
     below = 0.75 + 0.2 * (1 + max(len(members) for members in shown.values()))  # inches
-    width, height = 1.0 + 2.75 * len(shown), 0.95 + 2.6 + below
+    width, height = 1.0 + max(2.75 * len(shown), 5.5), 0.95 + 2.6 + below
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=DPI)
         grid = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]

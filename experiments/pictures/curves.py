@@ -44,12 +44,8 @@ def telemetry_curves(metrics_jsonl: str | Path, path: str | Path) -> None:
     `refocus/coverage/old` and `refocus/coverage/new` share the panel `coverage`, one line each.
     """
     rows = _scalars(metrics_jsonl)
-    panels: dict[str, dict[str, str]] = {}  # panel -> line name -> key
-    for key in dict.fromkeys(k for row in rows for k in row if is_refocus(k)):
-        panel, _, line = key.removeprefix(REFOCUS).partition("/")
-        panels.setdefault(panel, {})[line.replace("_", " ")] = key
-    order = [p for p in PANELS if p in panels] + [p for p in panels if p not in PANELS]
-    titled = {PANELS.get(p, p.replace("_", " ")): (rows, panels[p]) for p in order}
+    panels = refocus_panels(rows)
+    titled = {PANELS.get(p, p.replace("_", " ")): (rows, keys) for p, keys in panels.items()}
     _small_multiples(titled, path, f"{metrics_jsonl} has no scalars named {REFOCUS}…")
 
 
@@ -83,23 +79,38 @@ def _small_multiples(panels: Mapping[str, tuple], path: str | Path, empty: str) 
         for axes in grid[len(panels) :]:
             axes.remove()
         for axes, (title, (rows, keys)) in zip(grid, panels.items(), strict=False):
-            for colour, (name, key) in zip(cycle(LINES), keys.items(), strict=False):
-                points = [(r["step"], r[key]) for r in rows if r.get(key) is not None]
-                step, value = np.array(points, float).reshape(-1, 2).T
-                axes.plot(step, value, color=colour, lw=0.6, alpha=0.3)
-                axes.plot(step, _running_median(value), color=colour, lw=1.8, label=name)
-            axes.set_title(title)
-            axes.xaxis.set_major_locator(MaxNLocator(5))
-            axes.xaxis.set_major_formatter(FuncFormatter(thousands))
-            axes.yaxis.set_major_formatter(FuncFormatter(thousands))
-            axes.grid(axis="y")
-            axes.set_xlabel("step")
-            if len(keys) > 1:
-                low, high = axes.get_ylim()
-                axes.set_ylim(low, high + 0.17 * -(-len(keys) // 2) * (high - low))
-                axes.legend(loc="upper right", ncols=2, columnspacing=1.2, handlelength=1.2)
+            draw_curves(axes, title, rows, keys)
         figure.tight_layout()
         save(figure, path)
+
+
+def draw_curves(axes, title: str, rows: Sequence[Mapping], keys: Mapping[str, str]) -> None:
+    """Scalars over steps into one panel: {line name: key}; of many points, a running median."""
+    for colour, (name, key) in zip(cycle(LINES), keys.items(), strict=False):
+        points = [(r["step"], r[key]) for r in rows if r.get(key) is not None]
+        step, value = np.array(points, float).reshape(-1, 2).T
+        axes.plot(step, value, color=colour, lw=0.6, alpha=0.3)
+        axes.plot(step, _running_median(value), color=colour, lw=1.8, label=name)
+    axes.set_title(title)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(thousands))
+    axes.yaxis.set_major_formatter(FuncFormatter(thousands))
+    axes.grid(axis="y")
+    axes.set_xlabel("step")
+    if len(keys) > 1:
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high + 0.17 * -(-len(keys) // 2) * (high - low))
+        axes.legend(loc="upper right", ncols=2, columnspacing=1.2, handlelength=1.2)
+
+
+def refocus_panels(rows: Sequence[Mapping]) -> dict[str, dict[str, str]]:
+    """Known scalars of refocuses by panel: {panel: {line name: key}}, in the order drawn."""
+    panels: dict[str, dict[str, str]] = {}
+    for key in dict.fromkeys(k for row in rows for k in row if is_refocus(k)):
+        panel, _, line = key.removeprefix(REFOCUS).partition("/")
+        panels.setdefault(panel, {})[line.replace("_", " ")] = key
+    order = [p for p in PANELS if p in panels] + [p for p in panels if p not in PANELS]
+    return {p: panels[p] for p in order}
 
 
 def _running_median(value: np.ndarray) -> np.ndarray:

@@ -36,23 +36,7 @@ def focus_map(refocuses: Iterable[Mapping], path: str | Path) -> None:
     with rc_context(STYLE):
         figure = Figure(figsize=(10, 6.6), dpi=DPI)
         axes = figure.add_axes((0.085, 0.105, 0.895, 0.77))
-        height, width = (round(n) for n in (6.6 * 0.77 * DPI, 10 * 0.895 * DPI))
-        raster, (first, written) = focus_raster(refocuses, height, width)
-        colours = ListedColormap([colour for _, colour in LOD_LOOKS.values()])
-        axes.imshow(
-            raster, colours, vmin=0, vmax=UNWRITTEN, aspect="auto", interpolation="nearest",
-            extent=(0, written, written, min(first, written - 1)),
-        )
-        axes.xaxis.set_major_formatter(FuncFormatter(thousands))
-        axes.yaxis.set_major_formatter(FuncFormatter(thousands))
-        axes.set_xlabel("place in the history (tokens); a pixel shows the finest LOD in it")
-        axes.set_ylabel("tokens read so far (time runs down)")
-        present = np.unique(raster)
-        patches = [
-            Patch(facecolor=colour, edgecolor=FAINT, lw=0.6, label=name)
-            for code, (name, colour) in LOD_LOOKS.items()
-            if code in present
-        ]
+        patches = draw_focus(axes, refocuses)
         figure.legend(
             handles=patches, loc="upper left", bbox_to_anchor=(0.075, 0.94), ncols=len(patches),
             handlelength=1.2, handleheight=1.1, columnspacing=1.6,
@@ -63,3 +47,25 @@ def focus_map(refocuses: Iterable[Mapping], path: str | Path) -> None:
             linespacing=1.5, multialignment="left", bbox={"fc": "white", "ec": "none"},
         )
         save(figure, path)
+
+
+def draw_focus(axes, refocuses: Iterable[Mapping]) -> list[Patch]:
+    """The map alone, into axes that have their place; returns what a legend shows."""
+    inches = axes.get_position().size * axes.figure.get_size_inches()
+    width, height = (round(n) for n in inches * DPI)
+    raster, (first, written) = focus_raster(refocuses, height, width)
+    colours = ListedColormap([colour for _, colour in LOD_LOOKS.values()])
+    axes.imshow(
+        raster, colours, vmin=0, vmax=UNWRITTEN, aspect="auto", interpolation="nearest",
+        extent=(0, written, written, min(first, written - 1)),
+    )
+    axes.xaxis.set_major_formatter(FuncFormatter(thousands))
+    axes.yaxis.set_major_formatter(FuncFormatter(thousands))
+    axes.set_xlabel("place in the history (tokens); a pixel shows the finest LOD in it")
+    axes.set_ylabel("tokens read so far (time runs down)")
+    present = np.unique(raster)
+    return [
+        Patch(facecolor=colour, edgecolor=FAINT, lw=0.6, label=name)
+        for code, (name, colour) in LOD_LOOKS.items()
+        if code in present
+    ]

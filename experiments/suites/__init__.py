@@ -8,25 +8,29 @@ has trials: one after the other, each a history and something to ask behind it, 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
+from experiments.suites.segments import Segments
 from experiments.suites.trials import Plan, Trial
 from experiments.suites.views import View
 from mctx.models.wrapped import Wrapped
+from mctx.opened import Opened
 
 
 class Suite(NamedTuple):
     """Attributes:
     items: checkpoint items it reads.
     length: model -> tokens of a segment; None where the base's trained window is too short.
-    measure: (model, params, tokens [n, length], seed) -> {name: rows of a result file}.
+    measure: (opened, segments [n, length], seed) -> {name: rows of a result file}.
     notes: what a reader of the results must know.
+    segments: how many, unless asked otherwise; few where each takes long.
+    views: of a result whose rows have a `view`: tables, by name.
     """
 
     items: tuple[str, ...]
     length: Callable[[Wrapped], int | None]
-    measure: Callable[[Wrapped, dict, np.ndarray, int], dict[str, list[dict]]]
+    measure: Callable[[Opened, Segments, int], dict[str, list[dict]]]
     notes: tuple[str, ...] = ()
+    segments: int = 64
+    views: dict[str, View] = {}
 
 
 class Asking(NamedTuple):

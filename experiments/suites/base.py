@@ -4,12 +4,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.suites import Suite
 from experiments.suites.rows import in_batches, nll_row
+from experiments.suites.segments import Segments
 from mctx.models.base import token_nll
 from mctx.models.wrapped import Wrapped, read
+from mctx.opened import Opened
 
 BORDERS = (0, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
@@ -24,8 +25,9 @@ def buckets(size: int) -> list[tuple[int, int]]:
     return list(zip(edges[:-1], edges[1:], strict=True))
 
 
-def measure(model: Wrapped, params: dict, tokens: np.ndarray, seed: int) -> dict[str, list[dict]]:
+def measure(opened: Opened, segments: Segments, seed: int) -> dict[str, list[dict]]:
     """Segments [n, T] behind the prefix; the first token, which the prefix predicts, counts too."""
+    model, tokens, groups = opened.model, segments.tokens, segments.units
     prefix = jnp.asarray(model.base.prefix, jnp.int32)
 
     @jax.jit
@@ -37,10 +39,11 @@ def measure(model: Wrapped, params: dict, tokens: np.ndarray, seed: int) -> dict
         hidden = read(model, params, entries, positions).hidden[:, len(prefix) - 1 :]
         return token_nll(params["base"], hidden, tokens)
 
-    nll = in_batches(lambda piece: score(params, piece), tokens)  # [n, T]
+    nll = in_batches(lambda piece: score(opened.params, piece), tokens)  # [n, T]
     found = buckets(tokens.shape[1])
-    rows = [nll_row(f"position {a:,}–{b:,}", nll[:, a:b].mean(axis=1), seed) for a, b in found]
-    return {"base": [*rows, nll_row("all positions", nll.mean(axis=1), seed)]}
+    some = {f"position {a:,}–{b:,}": nll[:, a:b] for a, b in found} | {"all positions": nll}
+    rows = [nll_row(what, part.mean(axis=1), groups, seed) for what, part in some.items()]
+    return {"base": rows}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

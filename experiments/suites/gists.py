@@ -16,10 +16,12 @@ import numpy as np
 from experiments.statistics import interval
 from experiments.suites import Suite
 from experiments.suites.masks import masked_nll
-from experiments.suites.rows import BATCH, in_batches, nll_row, recovered_rows
+from experiments.suites.rows import BATCH, in_batches, nll_row, recovered_rows, spread
+from experiments.suites.segments import Segments
 from mctx.focus.bank import Bank, BankShape, make_bank, plain_context
 from mctx.models.base import Rows, token_hits
 from mctx.models.wrapped import Wrapped, gist_rows, read_behind, tail_nll
+from mctx.opened import Opened
 
 PLAIN = "last", "mean"  # what stands for n tokens
 
@@ -47,14 +49,14 @@ def length(model: Wrapped, protocol: Protocol = NEAR) -> int | None:
 
 
 def measure(
-    model: Wrapped,
-    params: dict,
-    tokens: np.ndarray,
+    opened: Opened,
+    segments: Segments,
     seed: int,
     protocol: Protocol = NEAR,
     name: str = "gists",
 ) -> dict[str, list[dict]]:
     """Segments [n, history + tail + 1] -> rows recent (nothing shown), lod1, lod2, …, full."""
+    model, params = opened.model, opened.params
     shape = BankShape(model.gist, protocol.history // model.gist.block)
     ways = shown_by(model, shape, protocol)
     shown = np.stack([mask for mask, _ in ways.values()])  # [S, N]
@@ -68,7 +70,7 @@ def measure(
 
         def behind(bank, masks):
             masks = jnp.broadcast_to(masks[:, None], (len(masks), len(tokens), masks.shape[1]))
-            return masked_nll(model, params, shape, bank, tail, masks, scored)
+            return masked_nll(model, params, shape, bank, tail, masks, scored).mean(axis=-1)
 
         nll = behind(bank, shown)
         strange = behind(of_another(bank), (shape.node_level == 1)[None])
@@ -80,12 +82,13 @@ def measure(
         nll = tail_nll(model, params, tail, *plain_context(prefix, rows))
         return nll[:, -scored:].mean(axis=1, keepdims=True)
 
-    columns = in_batches(functools.partial(score, params), apart(tokens)).T
+    order = apart(segments.units)
+    columns = in_batches(functools.partial(score, params), segments.tokens[order]).T
     entries = {way: count for way, (_, count) in ways.items()}
     entries |= {"lod1 of another text": entries["lod1"]} | few
     nll = dict(zip(entries, columns, strict=True))
     none, full = nll.pop("recent"), nll.pop("full")
-    rows = recovered_rows(none, full, nll, seed)
+    rows = recovered_rows(none, full, nll, segments.units[order], seed)
     unlearned = {f"lod{level}" for level in range(model.gist.trained + 1, model.gist.levels + 1)}
     for row in rows:
         what = row["what"]
@@ -125,11 +128,11 @@ def far_part(model: Wrapped, protocol: Protocol) -> tuple[int, int]:
     return 0, 0
 
 
-def apart(tokens: np.ndarray) -> np.ndarray:
-    """Segments in an order in which the neighbours of a batch are of other texts, where there are
-    some: they come by text."""
-    calls = -(-len(tokens) // BATCH)
-    return tokens[np.argsort(np.arange(len(tokens)) % calls, kind="stable")]
+def apart(units: np.ndarray) -> np.ndarray:
+    """An order of segments, which come by text, in which neighbours of a batch are of other texts
+    where there are some: [n] of what each is of -> [n]."""
+    calls = -(-len(units) // BATCH)
+    return np.argsort(np.arange(len(units)) % calls, kind="stable")
 
 
 def of_another(bank: Bank) -> Bank:
@@ -147,10 +150,11 @@ def untrained(rows: Rows, protocol: Protocol) -> list[Rows]:
 
 
 def said_again(
-    model: Wrapped, params: dict, tokens: np.ndarray, seed: int, protocol: Protocol = NEAR
+    opened: Opened, segments: Segments, seed: int, protocol: Protocol = NEAR
 ) -> list[dict]:
     """What blocks are told again from nothing but their own gists, behind their first token:
     NLL and share of the tokens that are the likeliest; and the same without gists."""
+    model, params, units = opened.model, opened.params, segments.units
     block = model.gist.block
 
     @jax.jit
@@ -171,25 +175,24 @@ def said_again(
             found += [x.reshape(len(tokens), -1).mean(axis=1) for x in (nll, hits)]
         return jnp.stack(found, axis=1)  # [B, 4]
 
-    none, right, nll, hits = in_batches(functools.partial(score, params), tokens).T
+    none, guessed, nll, hits = in_batches(functools.partial(score, params), segments.tokens).T
     made = []
     for what, value, share, entries in (
-        ("its first token alone", none, right, 0),
+        ("its first token alone", none, guessed, 0),
         ("behind its gist", nll, hits, model.gist.slots),
     ):
-        hit = interval(share.astype(np.float64), seed=seed)
-        accuracy = {"accuracy": hit.value, "accuracy_low": hit.low, "accuracy_high": hit.high}
-        made.append(nll_row(what, value, seed, entries=entries) | accuracy)
+        right = interval(share.astype(np.float64), units, seed)
+        made.append(nll_row(what, value, units, seed, entries=entries) | spread(right, "accuracy"))
     return made
 
 
-def near(model, params, tokens, seed, protocol: Protocol = NEAR) -> dict[str, list[dict]]:
-    found = measure(model, params, tokens, seed, protocol)
-    return found | {"gists-again": said_again(model, params, tokens, seed, protocol)}
+def near(opened, segments, seed, protocol: Protocol = NEAR) -> dict[str, list[dict]]:
+    found = measure(opened, segments, seed, protocol)
+    return found | {"gists-again": said_again(opened, segments, seed, protocol)}
 
 
-def far(model, params, tokens, seed, protocol: Protocol = FAR) -> dict[str, list[dict]]:
-    return measure(model, params, tokens, seed, protocol, "gists_far")
+def far(opened, segments, seed, protocol: Protocol = FAR) -> dict[str, list[dict]]:
+    return measure(opened, segments, seed, protocol, "gists_far")
 
 
 UNTRAINED = (

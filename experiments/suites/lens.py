@@ -1,118 +1,173 @@
-"""What a few blocks, shown as tokens besides the recent ones, recover; by who chooses them."""
+"""What a few blocks, shown as tokens besides the recent ones, recover; by who chooses them.
 
-import dataclasses
+Two columns: the blocks that are not chosen are silent, or shown as gists. And what the lens closes
+of the gap between the best method that learns nothing and cross-fitted hindsight.
+"""
 
-import jax
-import jax.numpy as jnp
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import numpy as np
 
+from experiments.statistics import interval, ratio
 from experiments.suites import Suite
-from experiments.suites.masks import masked_nll
-from experiments.suites.rows import in_batches, recovered_rows
-from mctx.focus.bank import BankShape, make_bank
-from mctx.models.base import Rows
-from mctx.models.wrapped import Wrapped, read_windows
-from mctx.training.labels import gated_utility
-from mctx.training.lens import bank_nodes, candidate_utility
+from experiments.suites.blocks import (
+    FOLDS,
+    STANDARD,
+    UNLEARNED,
+    Protocol,
+    best,
+    nll_behind,
+    nll_of_all,
+    nodes_shown,
+    scored_places,
+    unlearned,
+    worths,
+)
+from experiments.suites.rows import nll_row, recovery, spread
+from experiments.suites.segments import Segments
+from mctx.opened import Opened
 
-GUESSES = ("recency", "random", "lens", "hindsight")
-
-
-@dataclasses.dataclass(frozen=True)
-class Protocol:
-    """Attributes:
-    history: tokens to choose blocks from. seen, scored: the recent tokens, which the base reads
-      behind the chosen blocks; the lens sees the first, the NLL is that of the second.
-    blocks: how many are chosen.
-    """
-
-    history: int = 1536
-    seen: int = 256
-    scored: int = 256
-    blocks: tuple[int, ...] = (2, 4, 8, 16)
-
-
-def length(model: Wrapped, protocol: Protocol = Protocol()) -> int | None:
-    total = protocol.history + protocol.seen + protocol.scored
-    return total if total <= model.base.window else None
+MIX, CROSSED, BOUND = "best mix", "hindsight crossfit", "hindsight"
+NOTHING = "recent"
+STEPS = 4  # a weight of a mix is a multiple of one in so many
+GUESSES = ("random", *UNLEARNED, MIX, "lens", BOUND, CROSSED)
+RESTS = ("silent", "as gists")  # of blocks that are not chosen
 
 
 def measure(
-    model: Wrapped,
-    params: dict,
-    tokens: np.ndarray,
-    seed: int,
-    protocol: Protocol = Protocol(),
+    opened: Opened, segments: Segments, seed: int, protocol: Protocol = STANDARD
 ) -> dict[str, list[dict]]:
-    """Segments [n, history + seen + scored] -> rows for each number of blocks.
+    """Rows `lens-M` for each number M of blocks, and `lens-gap`.
 
-    Rows: recent (no block), recency (the last blocks), random, lens, hindsight (gated-gradient
-    labels of the scored tokens: a bound, it chooses on what it is scored on), full (all blocks).
+    Rows of the first: recent (no block), those who choose (`GUESSES`), full (all blocks).
     """
-    shape = BankShape(model.gist, protocol.history // model.gist.block)
+    model, tokens, groups = opened.model, segments.tokens, segments.units
+    found = worths(opened, protocol, tokens)
+    ranks = unlearned(model, protocol, tokens, found)
+    noise = np.random.default_rng(seed).uniform(size=found["lens"].shape)
+    mixed = {m: mix(ranks, found[BOUND], m, groups) for m in protocol.blocks}
+    known = {name: found[name] for name in ("lens", BOUND, *FOLDS)} | ranks | {"random": noise}
+    chosen = {(0, NOTHING): np.zeros(noise.shape, bool)}
+    for m in protocol.blocks:
+        by = known | {MIX: mixed[m].worth}
+        chosen |= {(m, name): best(worth, m) for name, worth in by.items()}
+    nll = _scored(opened, protocol, tokens, chosen)
+    full = nll_of_all(opened, protocol, tokens)
+    tables = {}
+    for m in protocol.blocks:
+        ways = {name: nll[m, name] for name in GUESSES}
+        every = {NOTHING: nll[0, NOTHING], **ways, "full": (full, full)}
+        tables[f"lens-{m}"] = _rows(every, groups, seed, m)
+    gaps = [
+        gap(m, rest, {g: nll[m, g][column] for g in GUESSES}, groups, seed, mixed[m].weights)
+        for column, rest in enumerate(RESTS)
+        for m in protocol.blocks
+    ]
+    return tables | {"lens-gap": gaps}
 
-    @jax.jit
-    def score(params, tokens, noise):
-        history, tail = jnp.split(tokens, [protocol.history], axis=1)
-        bank = make_bank(model, params, history)
-        worth = guesses(model, shape, params, bank, tokens, noise, protocol)
-        shown = [jnp.zeros((len(tokens), shape.blocks), bool)]
-        shown += [jnp.ones_like(shown[0])]
-        shown += [best(worth[name], m) for m in protocol.blocks for name in GUESSES]
-        coarse = len(shape.node_level) - shape.blocks
-        masks = jnp.pad(jnp.stack(shown), ((0, 0), (0, 0), (0, coarse)))  # [S, B, N]
-        return masked_nll(model, params, shape, bank, tail, masks, protocol.scored)
 
-    noise = np.random.default_rng(seed)
+def _scored(opened, protocol, tokens, chosen) -> dict[tuple, tuple[np.ndarray, np.ndarray]]:
+    """Mean NLL [n] with the rest silent and with the rest as gists, by (blocks, who chose)."""
+    shape, most = protocol.shape(opened.model), max(protocol.blocks)
+    blocks = np.stack(list(chosen.values()), axis=1)  # [n, C, blocks]
+    shown = np.concatenate([nodes_shown(shape, blocks, gists) for gists in (False, True)], axis=1)
+    each = nll_behind(opened, protocol, tokens, shown, most)
+    each = each.reshape(len(tokens), 2, len(chosen), -1)  # [n, 2, C, scored]
+    by = {key: each[:, :, at] for at, key in enumerate(chosen)}  # [n, 2, scored]
+    odd = np.flatnonzero(scored_places(protocol)) % 2 == 1
+    for m in protocol.blocks:
+        by_odd, by_even = (by.pop((m, fold)) for fold in FOLDS)
+        by[m, CROSSED] = np.where(odd, by_even, by_odd)  # none scores what it chose by
+    return {key: tuple(nll.mean(axis=-1).T) for key, nll in by.items()}
 
-    def of(piece):
-        return score(params, piece, noise.uniform(size=(len(piece), shape.blocks)))
 
-    none, full, *each = in_batches(of, tokens).T
-    by_count = np.reshape(each, (len(protocol.blocks), len(GUESSES), -1))
-    return {
-        f"lens-{m}": recovered_rows(
-            none, full, dict(zip(GUESSES, nll, strict=True)), seed, blocks_chosen=m
+class Mix(NamedTuple):
+    """Attributes:
+    worth: [n, blocks], of every segment by weights chosen on other groups.
+    weights: of all groups together, in words.
+    """
+
+    worth: np.ndarray
+    weights: str
+
+
+def mix(
+    ranks: Mapping[str, np.ndarray], labels: np.ndarray, count: int, groups: np.ndarray
+) -> Mix:
+    """The best weighted sum of ranks: of weights on a grid, those whose `count` best blocks have
+    most of the hindsight labels [n, blocks]; for each group chosen on all other groups."""
+    weights = np.array(list(_grid(len(ranks)))) / STEPS  # [W, F]
+    stacked = np.stack(list(ranks.values()))  # [F, n, blocks]
+    got = np.stack([
+        np.sum(labels * best(np.tensordot(w, stacked, 1), count), axis=1) for w in weights
+    ])  # fmt: skip
+    worth = np.zeros(labels.shape)
+    for group in np.unique(groups):
+        here = groups == group
+        own = weights[np.argmax(got[:, ~here].mean(axis=1))]
+        worth[here] = np.tensordot(own, stacked[:, here], 1)
+    overall = weights[np.argmax(got.mean(axis=1))]
+    named = [f"{name} {w:g}" for name, w in zip(ranks, overall, strict=True) if w]
+    return Mix(worth, ", ".join(named))
+
+
+def _grid(kinds: int):
+    """Whole numbers that add up to `STEPS`, for each of some kinds."""
+    every = itertools.product(range(STEPS + 1), repeat=kinds)
+    return (some for some in every if sum(some) == STEPS)
+
+
+def _rows(nll: Mapping, groups: np.ndarray, seed: int, chosen: int) -> list[dict]:
+    """Rows of pairs (rest silent, rest as gists); recovered is on the scale of the silent ones."""
+    back = recovery(nll[NOTHING][0], nll["full"][0], groups, seed)
+    rows = []
+    for what, (silent, gists) in nll.items():
+        told = spread(interval(gists.astype(np.float64), groups, seed), "with_gists")
+        row = nll_row(what, silent, groups, seed, blocks_chosen=chosen)
+        row |= {"sees_future": True} if what == CROSSED else {}
+        rows.append(
+            row | back(silent, "recovered") | told | back(gists, "recovered_with_gists")
         )
-        for m, nll in zip(protocol.blocks, by_count, strict=True)
-    }
+    return rows
 
 
-def guesses(model, shape, params, bank, tokens, noise, protocol) -> dict[str, jax.Array]:
-    """What each way of choosing thinks of every block of the history: [B, blocks]."""
-    block, blocks = model.gist.block, shape.blocks
-    history, recent = tokens[:, : protocol.history], tokens[:, protocol.history :]
-    _, states = read_windows(model, params, recent[:, : protocol.seen])
-    away = blocks + protocol.seen // block - 1 - jnp.arange(blocks)
-    distance = jnp.broadcast_to(away, (len(history), blocks))
-    query = states[:, :, -model.lens.query :]
-    nodes = bank_nodes(model, shape, params, bank.states, bank.rows, query, distance, 0)
-    logs = model.lensnet.apply({"params": params["lensnet"]}, query, nodes)
-    counts = jnp.arange(recent.shape[1] - 1) >= recent.shape[1] - 1 - protocol.scored
-    tokens_only = Rows(*(x[:, :, : protocol.history] for x in bank.rows))
-    every = jnp.broadcast_to(jnp.arange(blocks), (len(history), blocks))
-    none = jnp.zeros(0, jnp.int32)
-    labels = gated_utility(
-        model, params, tokens_only, bank.prefix, every, none, recent, counts.astype(jnp.float32)
-    )
-    recency = jnp.broadcast_to(jnp.arange(blocks, dtype=jnp.float32), (len(history), blocks))
-    chosen_by_lens = candidate_utility(shape, logs, blocks)[:, 0]
-    return {"recency": recency, "random": noise, "lens": chosen_by_lens, "hindsight": labels}
+def gap(
+    blocks: int, rest: str, nll: Mapping[str, np.ndarray], groups: np.ndarray, seed: int, mixed: str
+) -> dict:
+    """The lens against the best that learns nothing, paired, and the share that it closes of the
+    gap between that and cross-fitted hindsight, where there clearly is one.
 
-
-def best(worth: jax.Array, count: int) -> jax.Array:
-    """Which blocks are among the `count` best: [B, blocks] -> bool [B, blocks]."""
-    chosen = jax.lax.top_k(worth, count)[1]
-    return jnp.zeros(worth.shape, bool).at[jnp.arange(len(worth))[:, None], chosen].set(True)
+    `nll`: [n] by who chose. The best is the one with the least mean NLL on these very segments:
+    that is in its favour, and stays as it is while segments are drawn.
+    """
+    rivals = [name for name in (*UNLEARNED, MIX) if name in nll]
+    rival = min(rivals, key=lambda name: nll[name].mean())
+    gained, room = (nll[rival] - nll[name].astype(np.float64) for name in ("lens", CROSSED))
+    row = nll_row(f"{blocks} blocks, the rest {rest}", -gained, groups, seed)
+    row |= {"against": rival + (f" ({mixed})" if rival == MIX else "")}
+    if interval(room, groups, seed).low > 0:
+        row |= spread(ratio(gained, room, groups, seed), "gap_closed")
+    return row
 
 
 SUITE = Suite(
     ("base", "gistnet", "lensnet"),
-    length,
+    STANDARD.fits,
     measure,
     (
-        "Blocks of 1,536 tokens shown as tokens, nothing else of them; the recent 512 tokens are "
-        "read again behind them, and NLL is that of the last 256. The lens sees the first 256.",
-        "Hindsight chooses by gated gradients of the very tokens that are scored: a bound.",
+        "Blocks of 1,536 tokens shown as tokens, the others silent, or as gists in the columns "
+        "*with gists*; the recent 512 tokens are read again behind them, and NLL is that of the "
+        "last 256. Whoever chooses sees the first 256. Recovered counts from no block, no gist.",
+        "Hindsight chooses by gated gradients of the very tokens that are scored: a bound. "
+        "Crossfit: chosen by the odd ones and scored on the even ones, and the other way round.",
+        "The best mix weighs the ranks of recency, BM25, cosine, attention and query gradient; "
+        "for each package or author by weights that were chosen on the others' labels.",
+        "`lens-gap`: NLL of the lens less that of the best of recency, BM25, cosine, attention, "
+        "query gradient and their mix, and the share of the way to crossfit that it goes.",
     ),
+    segments=12,
 )

@@ -1,9 +1,13 @@
-"""NLL of a continuation behind the nodes of a bank that masks show: gists and lens share it."""
+"""NLL of a continuation behind the nodes of a bank that masks show."""
+
+import functools
 
 import jax
+import jax.numpy as jnp
 
-from mctx.focus.bank import Bank, BankShape, context_of
-from mctx.models.wrapped import Wrapped, tail_nll
+from mctx.focus.bank import Bank, BankShape, context_of, packed_context
+from mctx.models.base import token_nll
+from mctx.models.wrapped import Wrapped, read
 
 
 def masked_nll(
@@ -14,11 +18,19 @@ def masked_nll(
     tail: jax.Array,
     masks: jax.Array,
     scored: int,
+    capacity: int | None = None,
 ) -> jax.Array:
-    """Mean NLL of the last `scored` tokens of tails [B, t] under each mask [S, B, N]: [B, S]."""
+    """NLL of the last `scored` tokens of tails [B, t] under each mask [S, B, N]: [B, S, scored].
+
+    `capacity`: rows that no mask shows more of, where that is few; None: all may be shown.
+    """
+    packed = functools.partial(packed_context, capacity=capacity)
+    shown = context_of if capacity is None else packed
 
     def one(mask):
-        nll = tail_nll(model, params, tail, *context_of(shape, bank, mask))
-        return nll[:, -scored:].mean(axis=1)
+        context, start = shown(shape, bank, mask)
+        positions = start[:, None] + jnp.arange(tail.shape[1] - 1)
+        hidden = read(model, params, tail[:, :-1], positions, context).hidden
+        return token_nll(params["base"], hidden[:, -scored:], tail[:, -scored:])
 
-    return jax.lax.map(one, masks).T
+    return jax.lax.map(one, masks).swapaxes(0, 1)

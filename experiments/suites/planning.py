@@ -50,6 +50,7 @@ SIZES = {  # together some twenty minutes for the shipped checkpoint on two core
     "facts": Size((8192,), 4),
     "kv": Size((8192,), 2),
     "edits": Size((8192,), 3),
+    "descent": Size((8192, 65536), 1, ("lens",)),
 }
 SMOKE_METHODS = ("random", "lens")
 SMOKE_TEXTS = 4
@@ -66,7 +67,8 @@ def plan_of(
     bad = [n for n in lengths if n % model.gist.block or n < model.gist.block]
     if bad:
         raise UserError(f"--lengths are whole blocks of {model.gist.block} tokens; not {bad[0]}.")
-    wanted = args.methods or (SMOKE_METHODS if args.smoke else size.methods)
+    few = [m for m in SMOKE_METHODS if m in size.methods]
+    wanted = args.methods or (few if args.smoke else size.methods)
     methods = tuple(m for m in METHODS if m in {*wanted, *suite.needs})
     samples = args.samples or (1 if args.smoke else size.samples)
     protocol = Protocol(budget=args.budget, seed=args.seed)

@@ -6,12 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from experiments import entry
 from experiments.suites import Asking, Suite, trials
 from experiments.suites.below import below_random
 from experiments.suites.records import Log, digest, fingerprints, name_of
+from experiments.suites.segments import Segments
 from experiments.suites.trials import Plan
 from mctx.errors import UserError
 from mctx.opened import Opened
@@ -20,7 +19,7 @@ SEGMENTS = "segments.jsonl"  # a record for every suite and text of those that m
 
 
 def measured(
-    name: str, suite: Suite, opened: Opened, tokens: np.ndarray, seed: int, out: Path
+    name: str, suite: Suite, opened: Opened, segments: Segments, seed: int, out: Path
 ) -> tuple[dict[str, list[dict]], dict]:
     """Rows of a suite of segments by name of result, and what a result says of their record.
 
@@ -28,9 +27,10 @@ def measured(
     """
     settings = {"fingerprints": fingerprints({i: opened.params[i] for i in suite.items})}
     log = Log(out / SEGMENTS, settings, commit=entry.git_commit())
-    facts = {"suite": name, "seed": seed, "text": digest(tokens)}
+    drawn = segments.units.tolist()  # what stands together in an interval
+    facts = {"suite": name, "seed": seed, "text": digest(segments.tokens), "units": drawn}
     if log.get(facts) is None:
-        log.add(facts, suite.measure(opened.model, opened.params, tokens, seed))
+        log.add(facts, suite.measure(opened, segments, seed))
     record = log.get(facts)
     told = {"file": SEGMENTS, "settings": name_of(settings), "commits": [record["commit"]]}
     return record["found"], told

@@ -1,4 +1,4 @@
-"""Per-segment numbers as rows of a result file, with bootstrap intervals over segments."""
+"""Per-segment numbers as rows of a result file, with bootstrap intervals over groups of them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,46 +6,65 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.statistics import interval, ratio
+from experiments.statistics import Interval, interval, ratio
 
 BATCH = 4  # segments of one call
 
 
-def in_batches(measure: Callable[[np.ndarray], Any], tokens: np.ndarray) -> Any:
+def in_batches(measure: Callable[..., Any], *arrays: np.ndarray) -> Any:
     """`measure` of every segment, in calls of one shape: a pytree of arrays [n, …].
 
     Args:
-      measure: [BATCH, T] -> a pytree of arrays [BATCH, …].
+      measure: arrays [BATCH, …] -> a pytree of arrays [BATCH, …]. arrays: [n, …] each.
     """
-    missing = -len(tokens) % BATCH
-    whole = np.pad(tokens, ((0, missing), (0, 0))).reshape(-1, BATCH, tokens.shape[1])
-    outs = [jax.device_get(measure(piece)) for piece in whole]
-    return jax.tree.map(lambda *xs: np.concatenate(xs)[: len(tokens)], *outs)
+    count = len(arrays[0])
+
+    def whole(x):
+        padded = np.pad(x, ((0, -count % BATCH), *((0, 0),) * (x.ndim - 1)))
+        return padded.reshape(-1, BATCH, *x.shape[1:])
+
+    outs = [jax.device_get(measure(*piece)) for piece in zip(*map(whole, arrays), strict=True)]
+    return jax.tree.map(lambda *xs: np.concatenate(xs)[:count], *outs)
 
 
-def nll_row(what: str, nll: np.ndarray, seed: int, **more: Any) -> dict:
-    """The mean NLL of segments [n]."""
-    mean = interval(nll.astype(np.float64), seed=seed)
+def nll_row(what: str, nll: np.ndarray, groups: np.ndarray, seed: int, **more: Any) -> dict:
+    """The mean NLL of segments [n], drawn by whole groups [n]."""
+    mean = interval(nll.astype(np.float64), groups, seed)
     spread = {"value": mean.value, "unit": "nats/token", "low": mean.low, "high": mean.high}
     return {"what": what, **spread, "n": len(nll), **more}
 
 
 def recovered_rows(
-    none: np.ndarray, full: np.ndarray, ways: dict[str, np.ndarray], seed: int, **more: Any
+    none: np.ndarray,
+    full: np.ndarray,
+    ways: dict[str, np.ndarray],
+    groups: np.ndarray,
+    seed: int,
+    **more: Any,
 ) -> list[dict]:
     """NLL of `recent` (nothing more), of each way and of `full`, with what each recovers.
 
     Recovered is the ratio of means (design: Words); told only where full attention is clearly
-    better than nothing. Each argument: [n] mean NLL of segments.
+    better than nothing. none, full and each way: [n] mean NLL of segments; groups: [n].
     """
+    back = recovery(none, full, groups, seed)
+    return [
+        nll_row(what, nll, groups, seed, **more) | back(nll, "recovered")
+        for what, nll in {"recent": none, **ways, "full": full}.items()
+    ]
+
+
+def recovery(
+    none: np.ndarray, full: np.ndarray, groups: np.ndarray, seed: int
+) -> Callable[[np.ndarray, str], dict]:
+    """What tells what a way [n] recovers, under a name in a row; nothing where full attention is
+    not clearly better than none."""
     none, full = none.astype(np.float64), full.astype(np.float64)
-    gains = interval(none - full, seed=seed).low > 0
-    rows = []
-    for what, nll in {"recent": none, **ways, "full": full}.items():
-        row = nll_row(what, nll, seed, **more)
-        if gains:
-            back = ratio(none - nll, none - full, seed=seed)
-            row |= {"recovered": back.value}
-            row |= {"recovered_low": back.low, "recovered_high": back.high}
-        rows.append(row)
-    return rows
+    if interval(none - full, groups, seed).low <= 0:
+        return lambda nll, name: {}
+    return lambda nll, name: spread(ratio(none - nll, none - full, groups, seed), name)
+
+
+def spread(found: Interval, name: str) -> dict:
+    """An interval as keys of a row."""
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}

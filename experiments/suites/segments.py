@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,29 @@ from mctx.tokenizer import Tokenizer
 
 PACKAGES = 12  # that text which nobody named is shared among
 Streams = dict[str, np.ndarray]  # name of a package, folder or file -> its tokens
+
+
+class Segments(NamedTuple):
+    """Stretches of text to measure on.
+
+    Attributes:
+      tokens: int32 [n, length]. groups: [n], the package, author or file that each is of.
+    """
+
+    tokens: np.ndarray
+    groups: tuple[str, ...]
+
+    @property
+    def units(self) -> np.ndarray:
+        """What a bootstrap draws as one, [n]: whole groups; of a single group, its segments."""
+        _, member = np.unique(self.groups, return_inverse=True)
+        return member if member.max() else np.arange(len(member))
+
+    @property
+    def interval(self) -> str:
+        """What the intervals of rows made of them are."""
+        drawn = "packages or authors" if len(set(self.groups)) > 1 else "segments"
+        return f"bootstrap 95 % over {drawn}"
 
 
 def corpus_streams(directory: Path, vocab_size: int) -> Streams:
@@ -65,26 +89,26 @@ def document_streams(
     return streams
 
 
-def cut(streams: Streams, length: int, count: int, seed: int) -> tuple[np.ndarray, list[str]]:
+def cut(streams: Streams, length: int, count: int, seed: int) -> Segments:
     """At most `count` segments that do not overlap, each within one stream, drawn at random.
 
-    Returns:
-      int32 [n, length], and the names of the streams that they came from.
+    Every stream gives one before any gives a second: as many packages or authors as can be.
 
     Raises:
       UserError: there are fewer than two.
     """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(streams))
     places = [
-        (name, start)
-        for name, tokens in streams.items()
-        for start in range(0, len(tokens) - length + 1, length)
+        (turn, order[number], name, int(place) * length)
+        for number, (name, tokens) in enumerate(streams.items())
+        for turn, place in enumerate(rng.permutation(len(tokens) // length))
     ]
     if len(places) < 2:
         raise UserError(
             f"the text has {len(places)} stretches of {length} tokens, but an interval needs two: "
             "give more text."
         )
-    order = np.random.default_rng(seed).permutation(len(places))[:count]
-    chosen = [places[i] for i in np.sort(order)]
+    chosen = sorted(place[2:] for place in sorted(places)[:count])
     tokens = np.stack([streams[name][start : start + length] for name, start in chosen])
-    return tokens.astype(np.int32), sorted({name for name, _ in chosen})
+    return Segments(tokens.astype(np.int32), tuple(name for name, _ in chosen))

@@ -20,9 +20,10 @@ class View:
       across: the row key that tells columns apart. split: the one that tells tables apart, if any.
       unit: of the values.
       pictures: 'lines' (value against `across`), 'heatmap' (`across` down, `split` to the right, a
-        panel a method), 'cost' (value against costs, at the greatest length).
+        panel a method), 'cost' (value against costs, at the greatest length), 'calibration' (rows
+        "realised" against rows "predicted").
       log: the axis of `across` is logarithmic. intervals: tables tell them.
-      better: which way is better.
+      better: which way is better; "" for neither.
     """
 
     title: str

@@ -171,7 +171,19 @@ def found_in(
       keys: [L, ..., T, K, h], unrotated, of whole blocks. live: bool [n].
       times: [...], see `diluted`; None for a history that is what it is.
     """
-    each = attended(looking(model, base, states), kept(model.lens, keys), live)
+    return found_among(model, base, states, kept(model.lens, keys), live, times)
+
+
+def found_among(
+    model: Wrapped,
+    base: dict,
+    states: jax.Array,
+    keys: jax.Array,
+    live: jax.Array,
+    times: jax.Array | None = None,
+) -> jax.Array:
+    """As `found_in`, of the keys that are `kept`: [..., P, T, h]."""
+    each = attended(looking(model, base, states), keys, live)
     total = jax.nn.logsumexp(each, axis=-1)
     if times is not None:
         total = diluted(each, total, times)

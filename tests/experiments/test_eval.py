@@ -7,14 +7,20 @@ from hypothesis import strategies as st
 
 from experiments import eval as evaluation
 from experiments.report import load_result
-from experiments.suites import base, gists, lens, rows
-from experiments.suites.segments import cut
+from experiments.suites import base, gists, rows
+from experiments.suites.segments import Segments, cut
 from experiments.suites.texts import source_streams
 from mctx.errors import UserError
 from mctx.tokenizer import Tokenizer
 from tests import tiny
 from tests.experiments import tiny_checkpoint
 from tests.experiments.test_score import plain_nll
+
+OPENED = tiny_checkpoint.opened()
+
+
+def segments_of(tokens):
+    return Segments(tokens, tuple(f"package {i // 2}" for i in range(len(tokens))))
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +40,21 @@ def test_segments_lie_within_streams_and_apart(sizes, length, count):
     found, names = cut(streams, length, count, 0)
     assert found.shape == (min(count, places), length)
     assert len(np.unique(found)) == found.size  # no token twice
-    for segment in found:
-        (owner,) = [name for name, tokens in streams.items() if np.isin(segment, tokens).all()]
-        assert owner in names
+    for segment, name in zip(found, names, strict=True):
+        assert np.isin(segment, streams[name]).all()
         np.testing.assert_array_equal(np.diff(segment), 1)
+    # In turns: no stream gives two more than another that could have given as many.
+    given = {name: names.count(name) for name in streams}
+    spare = [name for name, tokens in streams.items() if len(tokens) // length > given[name]]
+    assert all(given[name] + 1 >= max(given.values()) for name in spare)
+
+
+def test_a_bootstrap_draws_packages_where_there_are_several():
+    tokens = np.zeros((3, 2), np.int32)
+    many, one = Segments(tokens, ("b", "a", "b")), Segments(tokens, ("a", "a", "a"))
+    np.testing.assert_array_equal(many.units, [1, 0, 1])
+    np.testing.assert_array_equal(one.units, [0, 1, 2])
+    assert many.interval.endswith("packages or authors") and one.interval.endswith("segments")
 
 
 def test_documents_end_with_the_end_of_text(bundle, tmp_path):
@@ -52,24 +69,27 @@ def test_documents_end_with_the_end_of_text(bundle, tmp_path):
 @pytest.mark.parametrize("n", [1, 4, 6])
 def test_batches_are_the_whole(n):
     tokens = np.arange(n * 3).reshape(n, 3)
-    found = rows.in_batches(lambda piece: {"sum": piece.sum(axis=1)}, tokens)
-    np.testing.assert_array_equal(found["sum"], tokens.sum(axis=1))
+    found = rows.in_batches(lambda one, two: {"sum": one.sum(axis=1) + two}, tokens, tokens[:, 0])
+    np.testing.assert_array_equal(found["sum"], tokens.sum(axis=1) + tokens[:, 0])
 
 
 def test_recovered_is_the_ratio_of_means_where_there_is_something_to_recover():
     none, full = np.array([3.0, 2.0, 3.0]), np.array([1.0, 1.0, 2.0])
     half = {"half": (none + full) / 2}
-    recent, way, whole = rows.recovered_rows(none, full, half, seed=0)
+    groups = np.arange(3)
+    recent, way, whole = rows.recovered_rows(none, full, half, groups, seed=0)
     assert (recent["recovered"], way["recovered"], whole["recovered"]) == (0, 0.5, 1)
     assert way["recovered_low"] == way["recovered_high"] == 0.5
     assert way["value"] == pytest.approx(2.0) and way["low"] < 2.0 < way["high"]
-    assert "recovered" not in rows.recovered_rows(full, none, half, seed=0)[1]
+    assert "recovered" not in rows.recovered_rows(full, none, half, groups, seed=0)[1]
+    unlike = np.array([2.0, 3.0, 2.0])  # of two groups, one gains nothing: nothing is told
+    assert "recovered" not in rows.recovered_rows(unlike, full, half, groups // 2, seed=0)[1]
 
 
 def test_base_nll_by_position_is_the_bases_own(monkeypatch):
     monkeypatch.setattr(base, "BORDERS", (0, 8, 32))
     tokens = np.asarray(tiny.tokens(5, base.length(tiny.MODEL)))
-    found = base.measure(tiny.MODEL, {"base": tiny.params()["base"]}, tokens, 0)["base"]
+    found = base.measure(OPENED, segments_of(tokens), 0)["base"]
     names = ["position 0–8", "position 8–32", "position 32–62", "all positions"]
     assert [row["what"] for row in found] == names
     expected = np.mean([plain_nll(segment)[31:].mean() for segment in tokens])  # ids 32 to 61
@@ -80,7 +100,7 @@ def test_base_nll_by_position_is_the_bases_own(monkeypatch):
 def test_gists_tell_every_level_and_full_sees_what_none_does_not():
     protocol = gists.Protocol(history=16, tail=8, ratios=(8, 1))
     tokens = np.asarray(tiny.tokens(6, gists.length(tiny.MODEL, protocol)))
-    found = gists.measure(tiny.MODEL, tiny.params(), tokens, 0, protocol)["gists"]
+    found = gists.measure(OPENED, segments_of(tokens), 0, protocol)["gists"]
     assert [row["what"] for row in found] == [
         "recent", "lod1", "lod2", "lod3",
         "last of 8", "mean of 8", "last of 1", "mean of 1", "full",
@@ -93,28 +113,6 @@ def test_gists_tell_every_level_and_full_sees_what_none_does_not():
     for every in found[6:8]:  # of one token each: all rows
         assert every["value"] == pytest.approx(expected, abs=1e-4)
     assert abs(found[4]["value"] - found[5]["value"]) > 1e-4
-
-
-def test_lens_rows_agree_where_all_choices_are_the_same():
-    protocol = lens.Protocol(history=16, seen=8, scored=8, blocks=(1, 4))
-    tokens = np.asarray(tiny.tokens(5, lens.length(tiny.MODEL, protocol)))
-    found = lens.measure(tiny.MODEL, tiny.params(), tokens, 0, protocol)
-    assert set(found) == {"lens-1", "lens-4"}
-    value = {row["what"]: row["value"] for row in found["lens-4"]}
-    for name in lens.GUESSES:  # four of four blocks are all, whoever chooses
-        assert value[name] == pytest.approx(value["full"], abs=1e-5)
-    expected = np.mean([plain_nll(segment)[-8:].mean() for segment in tokens])
-    assert value["full"] == pytest.approx(expected, abs=1e-4)
-    one = {row["what"]: row["value"] for row in found["lens-1"]}
-    assert one["recent"] == value["recent"]
-    assert abs(one["recency"] - one["full"]) > 1e-4
-
-
-def test_the_best_blocks_are_marked():
-    worth = np.array([[3.0, 1.0, 2.0], [0.0, -1.0, 5.0]])
-    np.testing.assert_array_equal(
-        lens.best(worth, 2), [[True, False, True], [True, False, True]]
-    )
 
 
 def test_results_are_written_for_what_the_checkpoint_can_do(

@@ -89,6 +89,21 @@ def test_a_tree_is_made_continued_and_told_about(bundle, tmp_path, capsys, monke
         stream.main([*common, "--generate=1", "--budget=48"])
 
 
+def test_a_page_is_drawn_of_what_was_streamed(bundle, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("experiments.reasons.EVERY", 1)
+    monkeypatch.setattr("experiments.reasons.LATE", 2)
+    (tmp_path / "in.txt").write_text(tiny_checkpoint.text(120))
+    workdir, tree = tmp_path / "run", f"--tree={tmp_path / 'tree'}"
+    common = [f"--checkpoint={bundle}", tree, "--budget=28", "--recent=2"]
+    common += [f"--input={tmp_path / 'in.txt'}", "--page"]
+    with pytest.raises(UserError, match="--workdir"):
+        stream.main(common)
+    stream.main([*common, f"--workdir={workdir}"])
+    made = {path.name for path in (workdir / "report").iterdir()}
+    assert {"page.png", "focus.png", "refocus.png"} <= made
+    assert (workdir / report.REASONS_FILE).read_text().count("\n") > 0
+
+
 def test_standard_input_is_read_as_it_comes(bundle, tmp_path, monkeypatch, capsys):
     source = Drip(tiny_checkpoint.text(64).encode())
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=source))

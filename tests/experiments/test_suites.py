@@ -12,7 +12,7 @@ from data.tasks.sample import rule_score
 from experiments import eval as evaluation
 from experiments import report
 from experiments.methods import Protocol, Scorer
-from experiments.suites import edits, kv, long_nll, results, retrieval, trials
+from experiments.suites import descent, edits, kv, long_nll, results, retrieval, trials
 from experiments.suites.asking import covered, runs
 from experiments.suites.below import below_random
 from experiments.suites.records import Log, fingerprints
@@ -63,7 +63,7 @@ def test_every_suite_has_a_smoke_run_and_its_report(books, tmp_path, capsys):
     bundle = tiny_checkpoint.write_reader(tmp_path / "bundle", window=2048)
     more = ["--methods", "lens", "--suite", "all"]
     evaluation.main(arguments(bundle, tmp_path / "eval", f"--input={books}", *more))
-    for name in ("base", "gists", "lens-2"):
+    for name in ("base", "gists", "lens-2", "lens-gap", "labels", "robustness", "shift"):
         result = report.load_result(tmp_path / "eval" / f"{name}.json")
         assert result["rows"] and result["records"]["file"] == results.SEGMENTS
     for name in evaluation.ASKING:
@@ -77,12 +77,17 @@ def test_every_suite_has_a_smoke_run_and_its_report(books, tmp_path, capsys):
         bounded = [cost for cost in result["costs"] if cost["what"] != "full"]
         assert all(cost["entries"] <= BUDGET for cost in bounded)
         methods = {row["what"] for row in result["rows"]}
+        if name == "descent":
+            assert methods == {descent.DESCENT, descent.FULL}
+            continue
         assert "lens" in methods
         assert ("handed" in methods) == (name != "long_nll")  # beside each retrieval result
-    drawn = [str(tmp_path / "eval" / f"{name}.json") for name in ("long_nll", "kv")]
+    named = ("long_nll", "kv", "labels", "robustness", "descent")
+    drawn = [str(tmp_path / "eval" / f"{name}.json") for name in named]
     report.main([*drawn, "--out", str(tmp_path / "report")])
     made = {path.name for path in (tmp_path / "report").iterdir()}
     assert {"kv.md", "long_nll.md", "long_nll-nll-books.jsonl.png"} <= made
+    assert {"labels-calibration-lens.png", "robustness-noise_delta.png"} <= made
     assert {f"kv-accuracy-{LENGTH}.png", "kv-overall-cost.png", "kv-focus-kv.png"} <= made
     assert "Share of the supporting blocks" in capsys.readouterr().out
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mctx import checkpoint
+from mctx.opened import Opened
 from mctx.tokenizer import Tokenizer
 from tests import tiny
 
@@ -44,6 +45,11 @@ def write(
     files = {"tokenizer.json": content} if content else {}
     checkpoint.save_bundle(directory, params, tiny.MODEL.to_dict(), files, np.float32)
     return directory
+
+
+def opened() -> Opened:
+    """The tiny model and its parameters, without a tokenizer: for what reads ids."""
+    return Opened(tiny.MODEL, tiny.params(), None, "tiny", tiny.MODEL.to_dict())
 
 
 def write_reader(directory: Path, window: int = tiny.BASE.window) -> Path:

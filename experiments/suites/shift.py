@@ -1,0 +1,192 @@
+"""The subject changes and comes back: how long until the focus does.
+
+A session reads a text, another package's or author's, and the first one again; beside it one that
+never left, on the same last tokens. Real sessions, streamed: lens, allocator and all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.methods import Protocol
+from experiments.methods.focused import tokens_config
+from experiments.sessions import far_detail
+from experiments.statistics import Interval, interval, proportion
+from experiments.suites import Suite
+from experiments.suites.segments import Segments
+from experiments.suites.views import View
+from mctx.errors import UserError
+from mctx.models.wrapped import Wrapped
+from mctx.opened import Opened
+from mctx.runtime import Session, focusing
+from mctx.tree.ingest import Reader
+
+LEFT, BY_RECENCY = "lens", "recency"  # sessions that were away, by what focuses
+MARGIN = 0.05  # nats/token within which a session reads as if it had never left
+HALF = 0.5  # of the far detail that is of the old subject: the focus is back
+_numbers = itertools.count()
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """Sizes in blocks.
+
+    Attributes:
+      before, away: of the old subject, then of another. streamed: the end of either that is read
+        token by token, so that the focus is where it goes by itself; the rest is ingested.
+      back: of the old subject again. budget: of the sessions.
+    """
+
+    before: int = 128
+    away: int = 128
+    streamed: int = 16
+    back: int = 16
+    budget: int = 16
+
+    def length(self, model: Wrapped) -> int:
+        return (self.before + self.back) * model.gist.block
+
+    def counted(self) -> list[int]:
+        """Numbers of refocuses after the return at which it is told what is back."""
+        return [k for k in (0, 1, 2, 4, 8, 16, 32) if k <= self.back]
+
+
+STANDARD = Turn()
+
+
+class Reading(NamedTuple):
+    """Attributes:
+    nll: [back], of each block after the return. far: after each of the `back` + 1 refocuses from
+      the return on, the blocks shown as tokens that are neither sinks nor recent.
+    """
+
+    nll: np.ndarray
+    far: list[np.ndarray]
+
+
+def measure(
+    opened: Opened, segments: Segments, seed: int, turn: Turn = STANDARD
+) -> dict[str, list[dict]]:
+    """Rows of the views back, focus, same, nll and after, in one result."""
+    reader, block = Reader(opened.model, opened.params), opened.model.gist.block
+    kept: dict[str, list] = {LEFT: [], BY_RECENCY: [], "stayed": []}
+    for tokens, other in zip(segments.tokens, partners(segments), strict=True):
+        first, again = np.split(tokens, [turn.before * block])
+        between = segments.tokens[other][: turn.away * block]
+        read = _Read(opened, reader, turn)
+        kept[LEFT].append(read(np.concatenate([first, between]), again, None))
+        kept[BY_RECENCY].append(read(np.concatenate([first, between]), again, focusing.recency))
+        kept["stayed"].append(read(first, again, None))
+    return {"shift": _rows(kept, segments.units, seed, turn)}
+
+
+def partners(segments: Segments) -> list[int]:
+    """For each segment the next one of another package or author."""
+    count, found = len(segments.groups), []
+    for at, group in enumerate(segments.groups):
+        turns = ((at + step) % count for step in range(1, count))
+        other = next((i for i in turns if segments.groups[i] != group), None)
+        if other is None:
+            raise UserError("a subject changes between two packages or authors: give more text.")
+        found.append(other)
+    return found
+
+
+@dataclasses.dataclass
+class _Read:
+    """Streams a history and what comes after it through a session of its own."""
+
+    opened: Opened
+    reader: Reader
+    turn: Turn
+
+    def __call__(self, history: np.ndarray, again: np.ndarray, worths: Callable | None) -> Reading:
+        model, block = self.opened.model, self.opened.model.gist.block
+        config = tokens_config(model, Protocol(budget=self.turn.budget * block))
+        uri = f"memory://shift-{os.getpid()}-{next(_numbers)}"
+        session = Session(self.opened, uri, config, self.reader, worths=worths)
+        session.ingest(history[: -self.turn.streamed * block])
+        session.predict(history[-self.turn.streamed * block :])
+        far = [far_detail(session)]
+        session.on_refocus = lambda session, report: far.append(far_detail(session))
+        nll = session.predict(again)
+        return Reading(nll.reshape(self.turn.back, block).mean(axis=1), far)
+
+
+# -- what is told of it ----------------------------------------------------------------------
+
+
+def _rows(kept: dict[str, list[Reading]], groups: np.ndarray, seed: int, turn: Turn) -> list[dict]:
+    stayed, rows = kept["stayed"], []
+    for name in (LEFT, BY_RECENCY):
+        nll = np.array([a.nll - b.nll for a, b in zip(kept[name], stayed, strict=True)])
+        old = np.array([[old_share(far, turn) for far in one.far] for one in kept[name]])
+        for k in turn.counted():
+            by_then = (old[:, : k + 1] >= HALF).any(axis=1).astype(float)
+            rows.append(_row("back", name, k, proportion(by_then), len(nll)))
+            rows.append(_row("focus", name, k, interval(old[:, k], groups, seed), len(nll)))
+            if k < turn.back:
+                rest = interval(nll[:, k:].mean(axis=1), groups, seed)
+                rows.append(_row("after", name, k, rest, len(nll)))
+        for k in range(turn.back):
+            rows.append(_row("nll", name, k, interval(nll[:, k], groups, seed), len(nll)))
+    same = np.array([
+        [common(b, a, turn) for a, b in zip(one.far, two.far, strict=True)]
+        for one, two in zip(kept[LEFT], stayed, strict=True)
+    ])  # fmt: skip
+    for k in turn.counted():
+        rows.append(_row("same", LEFT, k, interval(same[:, k], groups, seed), len(same)))
+    return rows
+
+
+def old_share(far: np.ndarray, turn: Turn) -> float:
+    """Of the far blocks in focus, the share that is not of the other subject; 0 of none."""
+    other = (far >= turn.before) & (far < turn.before + turn.away)
+    return 1.0 - float(other.mean()) if len(far) else 0.0
+
+
+def common(wanted: np.ndarray, far: np.ndarray, turn: Turn) -> float:
+    """Of the blocks before the change that are `wanted`, the share that is in focus, too."""
+    wanted = wanted[wanted < turn.before]
+    return float(np.isin(wanted, far).mean()) if len(wanted) else 1.0
+
+
+def _row(view: str, what: str, k: int, found: Interval, n: int) -> dict:
+    numbers = {"value": found.value, "low": found.low, "high": found.high}
+    return {"view": view, "what": what, "refocus": k, **numbers, "unit": VIEWS[view].unit, "n": n}
+
+
+NATS, SHARE = "nats/token", "share"
+VIEWS = {
+    "back": View("Texts whose old subject is half of the far detail by then", "refocus", SHARE),
+    "focus": View("Far detail that is of the old subject", "refocus", SHARE, None, ("lines",)),
+    "same": View("Detail of a session that never left, in focus here too", "refocus", SHARE),
+    "nll": View(
+        "ΔNLL against a session that never left, block by block", "refocus", NATS, None,
+        ("lines",), intervals=False, better="lower",
+    ),
+    "after": View(
+        "ΔNLL against a session that never left, of all tokens from then on", "refocus", NATS,
+        better="lower",
+    ),
+}  # fmt: skip
+SUITE = Suite(
+    ("base", "gistnet", "lensnet"),
+    STANDARD.length,
+    measure,
+    (
+        "Sessions of 512 entries read 4,096 tokens of a package or author, 4,096 of another, and "
+        "512 of the first; refocus 0 is the last before the return, and one follows every 32 "
+        "tokens. One that never left reads the same last tokens behind the first 4,096.",
+        f"Within {MARGIN} nats/token of it a session counts as back. Far detail: blocks shown as "
+        "tokens that are neither sinks nor among the last four.",
+    ),
+    segments=12,
+    views=VIEWS,
+)

@@ -1,0 +1,135 @@
+"""The suite `lens`: everybody chooses as they do elsewhere, and sees what they may see."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.methods import Protocol as Shared
+from experiments.methods import Scorer, choosing
+from experiments.methods.standing import Asked
+from experiments.suites import blocks, lens
+from experiments.suites.blocks import Protocol
+from mctx.focus.bank import read_history
+from mctx.training.labels import gated_utility
+from tests import tiny
+from tests.experiments import tiny_checkpoint
+from tests.experiments.test_eval import segments_of
+from tests.experiments.test_score import plain_nll
+
+OPENED = tiny_checkpoint.opened()
+SMALL = Protocol(history=16, seen=8, scored=8, blocks=(1, 4))
+WIDE = Protocol(history=32, seen=16, scored=8, blocks=(2,))
+
+
+@functools.cache
+def drawn(protocol, count=4):
+    return np.asarray(tiny.tokens(count, protocol.length))
+
+
+def test_rows_agree_where_all_choices_are_the_same():
+    tokens = drawn(SMALL, 5)
+    found = lens.measure(OPENED, segments_of(tokens), 0, SMALL)
+    assert set(found) == {"lens-1", "lens-4", "lens-gap"}
+    rows = {row["what"]: row for row in found["lens-4"]}
+    assert set(rows) == {"recent", *lens.GUESSES, "full"}
+    for name in lens.GUESSES:  # four of four blocks are all, whoever chooses; no gist is left
+        assert rows[name]["value"] == pytest.approx(rows["full"]["value"], abs=1e-5)
+        assert rows[name]["with_gists"] == pytest.approx(rows["full"]["value"], abs=1e-5)
+    expected = np.mean([plain_nll(segment)[-8:].mean() for segment in tokens])
+    assert rows["full"]["value"] == pytest.approx(expected, abs=1e-4)
+    one = {row["what"]: row for row in found["lens-1"]}
+    assert one["recent"] == rows["recent"] | {"blocks_chosen": 1}
+    assert abs(one["recency"]["value"] - one["full"]["value"]) > 1e-4
+    assert abs(one["recency"]["with_gists"] - one["recency"]["value"]) > 1e-4
+    told = [f"{m} blocks, the rest {rest}" for rest in ("silent", "as gists") for m in (1, 4)]
+    assert [row["what"] for row in found["lens-gap"]] == told
+
+
+def test_crossfit_scores_no_token_behind_blocks_that_it_chose():
+    tokens = drawn(WIDE)
+    found = blocks.worths(OPENED, WIDE, tokens)
+    rows = {r["what"]: r for r in lens.measure(OPENED, segments_of(tokens), 0, WIDE)["lens-2"]}
+    odd = np.flatnonzero(blocks.scored_places(WIDE)) % 2 == 1
+    assert odd.sum() == 4
+    expected = 0.0
+    for fold, scored in (("odd", ~odd), ("even", odd)):
+        chosen = blocks.best(found[fold], 2)[:, None]
+        shown = blocks.nodes_shown(WIDE.shape(OPENED.model), chosen, False)
+        expected += blocks.nll_behind(OPENED, WIDE, tokens, shown)[:, 0, scored].sum()
+    assert rows["hindsight crossfit"]["value"] == pytest.approx(expected / 32, abs=1e-5)
+    assert rows["hindsight crossfit"]["sees_future"]
+
+
+def test_hindsight_is_the_label_of_the_scored_tokens_and_folds_are_its_parts():
+    tokens = drawn(WIDE)
+    found = blocks.worths(OPENED, WIDE, tokens)
+    model, params = OPENED.model, OPENED.params
+
+    @jax.jit
+    def labels(tokens):
+        rows, _, prefix = read_history(model, params, tokens[:, :32])
+        every, none = jnp.tile(jnp.arange(8), (4, 1)), jnp.zeros(0, jnp.int32)
+        weights = (jnp.arange(23) >= 15).astype(jnp.float32)
+        return gated_utility(model, params, rows, prefix, every, none, tokens[:, 32:], weights)
+
+    np.testing.assert_allclose(found["hindsight"], labels(tokens), atol=1e-4)
+    assert np.abs(found["odd"] - found["even"]).max() > 1e-4
+
+
+def test_blocks_are_ranked_as_the_methods_of_that_name_rank_them(monkeypatch):
+    for name in ("WORDS", "QUERY_TOKENS"):  # no more than is seen
+        monkeypatch.setattr(choosing, name, 16)
+    tokens = drawn(WIDE)
+    ranks = blocks.unlearned(OPENED.model, WIDE, tokens, blocks.worths(OPENED, WIDE, tokens))
+    assert tuple(ranks) == blocks.UNLEARNED
+    for at in range(2):
+        scorer = Scorer(OPENED, tokens[at, :48], Shared(budget=64, recent=4))
+        for name in ("bm25", "cosine", "attention"):
+            known = getattr(choosing, name)(scorer, Asked())[:8]
+            np.testing.assert_array_equal(np.argsort(ranks[name][at]), np.argsort(known), name)
+
+
+def test_nobody_but_hindsight_sees_what_is_scored():
+    tokens = drawn(WIDE)
+    other = tokens.copy()
+    other[:, -8:] = 1 + other[:, -8:] % 30
+    before, after = (blocks.worths(OPENED, WIDE, x) for x in (tokens, other))
+    for name in ("lens", "attention", "query gradient", "means"):
+        np.testing.assert_array_equal(before[name], after[name])
+    assert np.abs(before["hindsight"] - after["hindsight"]).max() > 1e-4
+
+
+def test_a_mix_is_chosen_on_other_groups_and_finds_what_is_good_there():
+    rng = np.random.default_rng(0)
+    labels, groups = rng.normal(size=(6, 9)), np.array([0, 0, 1, 1, 2, 2])
+    ranks = {"good": labels + 0.1, "bad": -labels, "noise": rng.normal(size=labels.shape)}
+    found = lens.mix(ranks, labels, 2, groups)
+    np.testing.assert_array_equal(lens.best(found.worth, 2), lens.best(labels, 2))
+    assert found.weights.startswith("good")
+    lied = labels.copy()
+    lied[:2] *= -100  # of the first group, which is then no longer what the others think
+    other = lens.mix(ranks, lied, 2, groups)
+    np.testing.assert_allclose(other.worth[:2], found.worth[:2])
+    assert np.abs(other.worth[2:] - found.worth[2:]).max() > 0.1
+
+
+def test_the_gap_is_told_in_pairs_against_the_best_that_learns_nothing():
+    base = np.array([3.0, 5.0, 4.0, 6.0])
+    nll = {"recency": base, "bm25": base - 0.2, "lens": base - 0.5}
+    nll["hindsight crossfit"] = base - 0.8
+    row = lens.gap(8, "silent", nll, np.arange(4), 0, "")
+    assert row["against"] == "bm25" and row["value"] == pytest.approx(-0.3)
+    assert row["low"] == pytest.approx(row["high"])  # what makes a text hard is in no difference
+    assert row["gap_closed"] == pytest.approx(0.5)
+    nll["hindsight crossfit"] = base - 0.2
+    assert "gap_closed" not in lens.gap(8, "silent", nll, np.arange(4), 0, "")
+
+
+def test_the_best_blocks_are_marked():
+    worth = np.array([[3.0, 1.0, 2.0], [0.0, -1.0, 5.0]])
+    np.testing.assert_array_equal(
+        blocks.best(worth, 2), [[True, False, True], [True, False, True]]
+    )

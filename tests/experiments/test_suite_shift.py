@@ -1,0 +1,54 @@
+"""The suite `shift`: sessions that were away, against one that never left."""
+
+import numpy as np
+import pytest
+
+from experiments.suites import shift
+from experiments.suites.segments import Segments
+from mctx.errors import UserError
+from tests.runtime import small
+
+TURN = shift.Turn(before=24, away=16, streamed=4, back=4, budget=12)
+
+
+def segments(groups="aabb"):
+    size = TURN.length(small.MODEL)
+    return Segments(np.stack([small.text(size, i) for i in range(len(groups))]), tuple(groups))
+
+
+def test_the_other_subject_is_another_package():
+    some = segments("aabc")
+    assert [some.groups[i] for i in shift.partners(some)] == ["b", "b", "c", "a"]
+    with pytest.raises(UserError, match="two packages"):
+        shift.partners(segments("aa"))
+
+
+def test_a_session_that_was_not_away_reads_as_one_that_never_left():
+    """Away for no block, nothing differs: the same history, the same focus, the same NLL."""
+    at_home = shift.Turn(before=24, away=0, streamed=4, back=4, budget=12)
+    found = shift.measure(small.opened(), segments(), 0, at_home)["shift"]
+    by = {(r["view"], r["what"], r["refocus"]): r["value"] for r in found}
+    for k in range(4):
+        assert by["nll", "lens", k] == pytest.approx(0, abs=1e-5)
+        assert by["same", "lens", k if k < 3 else 4] == 1
+    assert by["back", "recency", 0] == 1 and by["focus", "recency", 4] == 1
+
+
+def test_what_is_read_meanwhile_is_another_subject():
+    found = shift.measure(small.opened(), segments(), 0, TURN)["shift"]
+    by = {(r["view"], r["what"], r["refocus"]): r for r in found}
+    assert {view for view, *_ in by} == set(shift.VIEWS)
+    assert by["focus", "recency", 0]["value"] == 0  # all that is recent is of the other subject
+    assert by["back", "recency", 0]["value"] == 0
+    rises = [by["back", "lens", k]["value"] for k in TURN.counted()]
+    assert rises == sorted(rises)
+    assert abs(by["nll", "recency", 0]["value"]) > 1e-4
+    assert by["after", "lens", 0]["value"] == pytest.approx(
+        np.mean([by["nll", "lens", k]["value"] for k in range(4)])
+    )
+
+
+def test_shares_are_of_far_detail():
+    far = np.array([2, 3, 30, 41])  # blocks 24 to 39 are of the other subject
+    assert shift.old_share(far, TURN) == 0.75 and shift.old_share(far[:0], TURN) == 0
+    assert shift.common(np.array([2, 5, 50]), far, TURN) == 0.5
