@@ -79,7 +79,7 @@ def table(
     theirs = {f"kvpress: {row['name']}": row for row in presses}
     nll = mine | {name: np.array(row["nll"]) for name, row in theirs.items()}
     ways = {name: values for name, values in nll.items() if name not in BOUNDS}
-    rows = recovered_rows(nll["recent"], nll["full"], ways, seed)
+    rows = recovered_rows(nll["recent"], nll["full"], ways, np.arange(len(nll["full"])), seed)
     for row in rows:
         name = row["what"]
         delta = interval(nll[name] - nll[AGAINST], seed=seed)

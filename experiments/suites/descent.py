@@ -105,18 +105,25 @@ def rows(records: Sequence[dict], plan: Plan) -> list[dict]:
         for level in range(1, plan.opened.model.gist.levels + 1):
             stopped = np.array([np.sum(one == level) for one in levels], float)
             came = np.array([np.sum(one <= level) for one in levels], float)
-            told = ratio(stopped, came, seed=plan.seed)
-            found.append(_row("missed", DESCENT, told, len(here), level=level, length=length))
+            found += _share("missed", stopped, came, plan.seed, level=level, length=length)
         opened = np.array([np.sum(one == 0) for one in levels], float)
         every = np.array([len(one) for one in levels], float)
-        told = ratio(opened, every, seed=plan.seed)
-        found.append(_row("opened", DESCENT, told, len(here), length=length))
+        found += _share("opened", opened, every, plan.seed, length=length)
         for what, key in ((DESCENT, "opened"), (FULL, "seen")):
             hits = np.array([record[key] for record in here if record[key] is not None])
             if len(hits):
                 told = proportion((hits == 1).astype(float))
                 found.append(_row("needle", what, told, len(hits), length=length))
     return found
+
+
+def _share(view: str, part: np.ndarray, whole: np.ndarray, seed: int, **where) -> list[dict]:
+    """One row of the descent, of the samples that have any: none where none has."""
+    some = whole > 0
+    if not some.any():
+        return []
+    told = ratio(part[some], whole[some], seed=seed)
+    return [_row(view, DESCENT, told, int(some.sum()), **where)]
 
 
 def _row(view: str, what: str, found: Interval, n: int, **where) -> dict:

@@ -98,21 +98,53 @@ def test_base_nll_by_position_is_the_bases_own(monkeypatch):
 
 
 def test_gists_tell_every_level_and_full_sees_what_none_does_not():
-    protocol = gists.Protocol(history=16, tail=8, ratios=(8, 1))
+    protocol = gists.Protocol(history=16, tail=8, scored=8, ratios=(8, 1))
     tokens = np.asarray(tiny.tokens(6, gists.length(tiny.MODEL, protocol)))
     found = gists.measure(OPENED, segments_of(tokens), 0, protocol)["gists"]
-    assert [row["what"] for row in found] == [
-        "recent", "lod1", "lod2", "lod3",
-        "last of 8", "mean of 8", "last of 1", "mean of 1", "full",
-    ]
-    assert [row["entries"] for row in found] == [0, 4, 2, 1, 2, 2, 16, 16, 16]
+    near = "the last 8 as tokens"
+    assert {row["what"]: row["entries"] for row in found} == {
+        "recent": 0, "lod1": 4, "lod2": 2, "lod3": 1, near: 8, f"{near}, lod2 before": 9,
+        "lod1 of another text": 4, "last of 8": 2, "mean of 8": 2, "last of 1": 16,
+        "mean of 1": 16, "full": 16,
+    }  # fmt: skip
+    value = {row["what"]: row["value"] for row in found}
     expected = np.mean([plain_nll(segment)[16:].mean() for segment in tokens])
-    assert found[-1]["value"] == pytest.approx(expected, abs=1e-4)  # law 2: one window is the base
     alone = np.mean([plain_nll(segment[16:]).mean() for segment in tokens])
-    assert found[0]["value"] == pytest.approx(alone, abs=1e-4)
-    for every in found[6:8]:  # of one token each: all rows
-        assert every["value"] == pytest.approx(expected, abs=1e-4)
-    assert abs(found[4]["value"] - found[5]["value"]) > 1e-4
+    assert value["recent"] == pytest.approx(alone, abs=1e-4)
+    for every in ("full", "last of 1", "mean of 1"):  # of one token each: all rows
+        assert value[every] == pytest.approx(expected, abs=1e-4)  # law 2: one window is the base
+    for some, other in (("last of 8", "mean of 8"), ("lod1", "lod1 of another text"),
+                        (near, f"{near}, lod2 before")):  # fmt: skip
+        assert abs(value[some] - value[other]) > 1e-4
+
+
+def test_only_the_last_tokens_of_a_longer_tail_are_told_of():
+    protocol = gists.Protocol(history=16, tail=8, scored=3, ratios=(1,))
+    tokens = np.asarray(tiny.tokens(4, gists.length(tiny.MODEL, protocol)))
+    found = gists.far(OPENED, segments_of(tokens), 0, protocol)["gists_far"]
+    expected = np.mean([plain_nll(segment)[-3:].mean() for segment in tokens])
+    assert found[-1]["value"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_blocks_are_told_again_from_their_own_gists_alone():
+    protocol = gists.Protocol(history=8)
+    tokens = np.asarray(tiny.tokens(4, 9))
+    alone, behind = gists.said_again(OPENED, segments_of(tokens), 0, protocol)
+    blocks = tokens[:, :8].reshape(-1, tiny.GIST.block)
+    expected = np.mean([plain_nll(block).mean() for block in blocks])
+    assert alone["value"] == pytest.approx(expected, abs=1e-4)
+    assert abs(behind["value"] - alone["value"]) > 1e-4
+    assert 0 <= behind["accuracy"] <= 1 and behind["entries"] == tiny.GIST.slots
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=24))
+def test_neighbours_of_a_batch_are_apart(units):
+    units = np.sort(units)
+    order = gists.apart(units)
+    assert sorted(order) == list(range(len(units)))
+    batches = [units[order][i : i + rows.BATCH] for i in range(0, len(units), rows.BATCH)]
+    if len(units) % rows.BATCH == 0 and np.bincount(units).max() <= len(batches):
+        assert all(len(set(batch)) == len(batch) for batch in batches)
 
 
 def test_results_are_written_for_what_the_checkpoint_can_do(
