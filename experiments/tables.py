@@ -18,7 +18,7 @@ from experiments.pictures import BOUNDS, INTERVAL, INTERVALS
 
 HEADINGS = {"what": "", "delta_nll": "ΔNLL"}
 ENDS = [end for ends in INTERVALS.values() for end in ends]
-SHOWN_ELSEWHERE = {"unit", "trained", *ENDS}  # in another column's heading or cells
+SHOWN_ELSEWHERE = {"unit", "trained", "sees_future", *ENDS}  # in another column's heading or cells
 HUNDREDTHS = 0.1  # a half width that leaves two digits behind the point
 COSTS = (  # field, heading, what it is divided by
     ("entries", "entries", 1),
@@ -48,7 +48,7 @@ def number_text(value: float, half_width: float | None = None) -> str:
 def _cell(row: Mapping, key: str) -> str:
     value = row.get(key)
     if key == "what":
-        bound = " (bound)" if value in BOUNDS else ""
+        bound = " (bound)" if is_bound(row) else ""
         return value + bound + (" (untrained)" if row.get("trained") is False else "")
     if value is None:
         return "—"

@@ -1,7 +1,9 @@
 """What gists alone recover of a history: right behind it, and far behind recent tokens.
 
 Beside the levels of a GistNet: gists of another text, as many rows that nobody trained (those of
-every n-th token, and the means of n), and a coarse level in place of silence for what lies far.
+every n-th token, the means of n, and of every block those that a repetition of the text looks at
+most, as KVzip keeps them, Kim et al. 2025, arXiv:2505.23416; or, a bound, the continuation itself),
+and a coarse level in place of silence for what lies far.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from mctx.focus.bank import Bank, BankShape, make_bank, plain_context
 from mctx.models.base import Rows, token_hits
 from mctx.models.wrapped import Wrapped, gist_rows, read_behind, tail_nll
 from mctx.opened import Opened
+from mctx.training.attending import most_attention
 
-PLAIN = "last", "mean"  # what stands for n tokens
+PLAIN = "last", "mean", "repetition's", "hindsight"  # what stands for n tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +63,7 @@ def measure(
     shape = BankShape(model.gist, protocol.history // model.gist.block)
     ways = shown_by(model, shape, protocol)
     shown = np.stack([mask for mask, _ in ways.values()])  # [S, N]
-    few = {f"{how} of {n}": protocol.history // n for n in protocol.ratios for how in PLAIN}
+    few = {f"{how} 1 in {n}": protocol.history // n for n in protocol.ratios for how in PLAIN}
     scored = protocol.scored
 
     @jax.jit
@@ -75,7 +78,9 @@ def measure(
         nll = behind(bank, shown)
         strange = behind(of_another(bank), (shape.node_level == 1)[None])
         rows = Rows(*(x[:, :, : protocol.history] for x in bank.rows))
-        fewer = [plain_nll(params, bank.prefix, some, tail) for some in untrained(rows, protocol)]
+        looked = [looks(model, params, bank, rows, text) for text in (history, tail[:, :-1])]
+        few = untrained(rows, looked, protocol, model.gist.block)
+        fewer = [plain_nll(params, bank.prefix, some, tail) for some in few]
         return jnp.concatenate([nll, strange, *fewer], axis=1)
 
     def plain_nll(params, prefix, rows, tail):
@@ -93,6 +98,7 @@ def measure(
     for row in rows:
         what = row["what"]
         row |= {"entries": entries[what], "trained": unlearned.isdisjoint(what.split())}
+        row |= {"sees_future": True} if "hindsight" in what else {}
     return {name: rows}
 
 
@@ -140,13 +146,36 @@ def of_another(bank: Bank) -> Bank:
     return bank._replace(rows=Rows(*(jnp.roll(x, 1, axis=1) for x in bank.rows)))
 
 
-def untrained(rows: Rows, protocol: Protocol) -> list[Rows]:
-    """By ratio n, the rows [L, B, T, K, H] of the last of n tokens each, and the means of n."""
+def looks(model: Wrapped, params: dict, bank: Bank, rows: Rows, text: jax.Array) -> jax.Array:
+    """The most that any token of a text [B, t], read behind rows, attends to each: [B, T, L, K]."""
+    said = read_behind(model, params, text, *plain_context(bank.prefix, rows), collect=True)
+    return most_attention(model.base, params["base"], said, rows, bank.prefix)
+
+
+def untrained(
+    rows: Rows, looked: list[jax.Array], protocol: Protocol, block: int
+) -> list[Rows]:
+    """By ratio n, what stands for n tokens, in the order of `PLAIN`: rows [L, B, T, K, H].
+
+    looked: attention [B, T, L, K] of a repetition, and of what follows.
+    """
     some = []
     for n in protocol.ratios:
         by = Rows(*(x.reshape(*x.shape[:2], -1, n, *x.shape[3:]) for x in rows))
         some += [Rows(*(x[:, :, :, -1] for x in by)), Rows(*(x.mean(axis=3) for x in by))]
+        some += [most_looked_at(rows, worth, max(block, n), max(block, n) // n) for worth in looked]
     return some
+
+
+def most_looked_at(rows: Rows, worth: jax.Array, of: int, count: int) -> Rows:
+    """Of every `of` tokens the `count` that are worth most, [B, T, L, K], each layer and head its
+    own; in order of time."""
+    worth = worth.transpose(2, 0, 3, 1)  # [L, B, K, T]
+    best = jax.lax.top_k(worth.reshape(*worth.shape[:3], -1, of), count)[1]
+    first = jnp.arange(worth.shape[3] // of)[:, None] * of
+    which = (jnp.sort(best, axis=-1) + first).reshape(*worth.shape[:3], -1)  # [L, B, K, n]
+    which = jnp.moveaxis(which, 2, 3)[..., None]
+    return Rows(*(jnp.take_along_axis(x, which, axis=2) for x in rows))
 
 
 def said_again(
@@ -196,8 +225,9 @@ def far(opened, segments, seed, protocol: Protocol = FAR) -> dict[str, list[dict
 
 
 UNTRAINED = (
-    "*last of* n, *mean of* n: keys and values of every n-th token, of n in the mean; untrained. "
-    "*of another text*: gists of another segment, which should be worse than none."
+    "*1 in* n: as many rows, untrained: of every n-th token, of n in the mean, those of a block "
+    "that a repetition of the text looks at most, or the continuation does, by layer and head. "
+    "*Of another text*: gists of another segment, which should be worse than none."
 )
 SUITE = Suite(
     ("base", "gistnet"),

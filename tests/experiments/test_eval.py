@@ -1,8 +1,10 @@
 """eval: segments are what they say, rows follow from per-segment numbers, files are results."""
 
+import itertools
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import eval as evaluation
@@ -11,6 +13,7 @@ from experiments.suites import base, gists, rows
 from experiments.suites.segments import Segments, cut
 from experiments.suites.texts import source_streams
 from mctx.errors import UserError
+from mctx.models.base import Rows
 from mctx.tokenizer import Tokenizer
 from tests import tiny
 from tests.experiments import tiny_checkpoint
@@ -104,18 +107,38 @@ def test_gists_tell_every_level_and_full_sees_what_none_does_not():
     near = "the last 8 as tokens"
     assert {row["what"]: row["entries"] for row in found} == {
         "recent": 0, "lod1": 4, "lod2": 2, "lod3": 1, near: 8, f"{near}, lod2 before": 9,
-        "lod1 of another text": 4, "last of 8": 2, "mean of 8": 2, "last of 1": 16,
-        "mean of 1": 16, "full": 16,
+        "lod1 of another text": 4, "full": 16,
+        **{f"{how} 1 in {n}": 16 // n for n in (8, 1) for how in gists.PLAIN},
     }  # fmt: skip
     value = {row["what"]: row["value"] for row in found}
     expected = np.mean([plain_nll(segment)[16:].mean() for segment in tokens])
     alone = np.mean([plain_nll(segment[16:]).mean() for segment in tokens])
     assert value["recent"] == pytest.approx(alone, abs=1e-4)
-    for every in ("full", "last of 1", "mean of 1"):  # of one token each: all rows
+    for every in ("full", *(f"{how} 1 in 1" for how in gists.PLAIN)):  # all rows
         assert value[every] == pytest.approx(expected, abs=1e-4)  # law 2: one window is the base
-    for some, other in (("last of 8", "mean of 8"), ("lod1", "lod1 of another text"),
-                        (near, f"{near}, lod2 before")):  # fmt: skip
+    few = itertools.combinations([f"{how} 1 in 8" for how in gists.PLAIN], 2)
+    pairs = ("lod1", "lod1 of another text"), (near, f"{near}, lod2 before")
+    for some, other in (*few, *pairs):
         assert abs(value[some] - value[other]) > 1e-4
+
+
+@given(st.integers(1, 3), st.sampled_from([1, 2, 4]), st.integers(0, 2**31))
+@settings(max_examples=20)
+def test_most_looked_at_are_the_best_of_each_stretch_in_order(stretches, count, seed):
+    rng = np.random.default_rng(seed)
+    layers, heads, of = 2, 2, 4
+    worth = rng.permuted(np.arange(stretches * of * layers * heads, dtype=np.float32))
+    worth = worth.reshape(1, stretches * of, layers, heads)
+    where = np.broadcast_to(
+        np.arange(stretches * of, dtype=np.float32)[:, None, None],
+        (layers, 1, stretches * of, heads, 1),
+    )
+    kept = gists.most_looked_at(Rows(where, where), worth, of, count).k  # where each stood
+    for layer, head, stretch in np.ndindex(layers, heads, stretches):
+        mine = worth[0, stretch * of : (stretch + 1) * of, layer, head]
+        best = np.sort(np.argsort(-mine)[:count]) + stretch * of
+        found = kept[layer, 0, stretch * count : (stretch + 1) * count, head, 0]
+        np.testing.assert_array_equal(found, best)
 
 
 def test_only_the_last_tokens_of_a_longer_tail_are_told_of():
