@@ -20,7 +20,7 @@ import numpy as np
 from experiments.sessions import far_detail
 from mctx.models import finder
 from mctx.models.finder import nothing_found
-from mctx.models.lensnet import Nodes, utility
+from mctx.models.lensnet import Nodes, seen, utility
 from mctx.models.wrapped import Wrapped
 from mctx.runtime import Session
 
@@ -74,7 +74,7 @@ def pulls(session: Session, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     [n, Q]."""
     model, count = session.model, len(blocks)
     some = np.pad(blocks, (0, AT_ONCE - count), mode="edge")
-    gists = session.tree.gather(1, some).reshape(AT_ONCE, -1).astype(np.float32)
+    gists = seen(session.tree.gather(1, some)).astype(np.float32)
     distance = session.blocks - 1 - some
     found = _pulls(
         model, session.params, session.query, gists, distance, *_looked_over(session), some

@@ -23,9 +23,9 @@ def get_config() -> ConfigDict:
             history=2048,
             tail=128,
             blocks=4,
-            reconstruction=0.3,
+            reconstruction=0.05,
             teacher=0.0,  # share of the continuation that is learned from the base behind tokens
-            mixture=dict(levels=(0.5, 0.25, 0.25), recent=(0, 0, 0, 4), allocator=0.5),
+            mixture=dict(levels=(0.5, 0.35, 0.15), recent=(0, 0, 0, 4), allocator=0.25),
             focus=dict(sink=1, recent=4, budget=512, capacity=128, max_edits=128),
             batch_size=48,
             eval_segments=64,

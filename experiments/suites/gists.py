@@ -21,7 +21,7 @@ from experiments.suites.masks import masked_nll
 from experiments.suites.rows import BATCH, in_batches, nll_row, recovered_rows, spread
 from experiments.suites.segments import Segments
 from mctx.focus.bank import Bank, BankShape, make_bank, plain_context
-from mctx.models.base import Rows, token_hits
+from mctx.models.base import Rows, token_hits, token_nll
 from mctx.models.wrapped import Wrapped, gist_rows, read_behind, tail_nll
 from mctx.opened import Opened
 from mctx.training.attending import most_attention
@@ -43,11 +43,11 @@ class Protocol:
     ratios: tuple[int, ...] = (32, 8)
 
 
-NEAR, FAR = Protocol(), Protocol(history=1536, tail=512, scored=256)
+NEAR, FAR = Protocol(), Protocol(history=1536, tail=511, scored=256)
 
 
 def length(model: Wrapped, protocol: Protocol = NEAR) -> int | None:
-    room = model.base.window >= protocol.history + protocol.tail + len(model.base.prefix) - 1
+    room = model.base.window >= protocol.history + protocol.tail + len(model.base.prefix)
     return protocol.history + protocol.tail + 1 if room else None
 
 
@@ -147,9 +147,18 @@ def of_another(bank: Bank) -> Bank:
 
 
 def looks(model: Wrapped, params: dict, bank: Bank, rows: Rows, text: jax.Array) -> jax.Array:
-    """The most that any token of a text [B, t], read behind rows, attends to each: [B, T, L, K]."""
-    said = read_behind(model, params, text, *plain_context(bank.prefix, rows), collect=True)
-    return most_attention(model.base, params["base"], said, rows, bank.prefix)
+    """The most that any token of a text [B, t], read behind rows, attends to each: [B, T, L, K].
+
+    In as many pieces as the base's trained window asks for.
+    """
+    room = model.base.window - len(model.base.prefix) - rows.k.shape[2]
+
+    def piece(some):
+        said = read_behind(model, params, some, *plain_context(bank.prefix, rows), collect=True)
+        return most_attention(model.base, params["base"], said, rows, bank.prefix)
+
+    pieces = [text[:, at : at + room] for at in range(0, text.shape[1], room)]
+    return functools.reduce(jnp.maximum, map(piece, pieces))
 
 
 def untrained(
@@ -198,10 +207,8 @@ def said_again(
             hidden = read_behind(
                 model, params, words[:, :-1], *plain_context(bank.prefix, rows)
             ).hidden
-            said = hidden, words[:, 1:]
-            nll = tail_nll(model, params, words, *plain_context(bank.prefix, rows))
-            hits = token_hits(params["base"], *said)
-            found += [x.reshape(len(tokens), -1).mean(axis=1) for x in (nll, hits)]
+            each = [of(params["base"], hidden, words[:, 1:]) for of in (token_nll, token_hits)]
+            found += [x.reshape(len(tokens), -1).mean(axis=1) for x in each]
         return jnp.stack(found, axis=1)  # [B, 4]
 
     none, guessed, nll, hits = in_batches(functools.partial(score, params), segments.tokens).T
@@ -243,7 +250,7 @@ FAR_SUITE = Suite(
     functools.partial(length, protocol=FAR),
     far,
     (
-        "A history of 1,536 tokens, shown as nodes of one level alone, and the recent 512 read "
+        "A history of 1,536 tokens, shown as nodes of one level alone, and the recent 511 read "
         "behind it; NLL of the last 256. " + UNTRAINED,
     ),
 )

@@ -66,6 +66,11 @@ class GistConfig:
     def __post_init__(self):
         if self.pools not in POOLS:
             raise UserError(f"gists are made of {' or '.join(POOLS)}, not of '{self.pools}'.")
+        if self.keeps and self.slots > self.block:
+            raise UserError(
+                f"{self.slots} slots cannot keep different rows of {self.block} tokens: set slots "
+                f"to {self.block} at most, or pools='states'."
+            )
         if self.keeps and self.inject != "kv":
             raise UserError(
                 "gists that keep rows enter as rows: set inject='kv', or pools='states'."
@@ -165,8 +170,8 @@ class Codes(nn.Module):
     """Rows as codes and back, each layer and head by itself.
 
     What a slot keeps in one head is of another token than what it keeps in the next, so no common
-    map of few dimensions holds it all: a quarter of the size, all heads at once, loses more than
-    half of what kept rows recover, where 3/4 of each head loses nothing (RESULTS.md).
+    map of few dimensions holds it all: in a quarter of the size, all heads at once, more than half
+    of what kept rows recover is lost, in 3/4 of each head next to nothing (RESULTS.md).
 
     Attributes:
       size: numbers of a code, of one layer and head.

@@ -64,7 +64,7 @@ class Nodes(NamedTuple):
     """Candidates for detail.
 
     Attributes:
-      gists: [B, n, W], the mean of the node's own slots; an LOD0 node passes its LOD1 twin's.
+      gists: [B, n, W], the node's own as `seen`; an LOD0 node passes its LOD1 twin's.
       level: [B, n], 1 and up.
       distance: [B, n], blocks between the node's end and the end of the history.
       valid: [B, n].
@@ -77,6 +77,11 @@ class Nodes(NamedTuple):
     distance: jax.Array
     valid: jax.Array
     found: jax.Array | None = None
+
+
+def seen(gists):
+    """What a lens sees of gists, the mean of their slots: [..., slots, W] -> [..., W]."""
+    return gists.mean(axis=-2)
 
 
 class LensNet(nn.Module):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mctx.models.lensnet import seen
 from mctx.runtime.buffer import EMPTY, within
 from mctx.tree.store import Tree
 
@@ -27,7 +28,7 @@ class Shelf:
       nodes: the most that are asked for at once; room is for two times as many.
 
     Attributes:
-      table: [rows, W], of each gist the mean of its slots; the first row is zeros.
+      table: [rows, W], gists as the lens sees them; the first row is zeros.
       clock: how often it was asked; until it is again, rows stay where they are.
     """
 
@@ -81,7 +82,7 @@ class Shelf:
         return rows
 
     def _gists(self, level, index):
-        return self._tree.gather(level, index).mean(axis=1)
+        return seen(self._tree.gather(level, index))
 
     def _by_level(self, level, index, of, shape, dtype):
         out = np.empty((len(level), *shape), dtype)

@@ -34,20 +34,28 @@ def choice(
       [], the mean over levels of the divergence between shares of attention and of worth among the
       children of a node, where nodes count by the attention they get.
     """
-    near = functools.partial(_last, NEAR / (shape.blocks * model.gist.block))
-    rows = [near(2, some) for some in jax.lax.stop_gradient(_by_level(shape, bank.rows))]
-    behind = plain_context(bank.prefix, rows[0])
+    gist, counts, base = model.gist, shape.counts(), params["base"]
+    rows = jax.lax.stop_gradient(_by_level(shape, bank.rows))
+    behind = plain_context(bank.prefix, Rows(*(x[:, :, -NEAR:] for x in rows[0])))
     own = jax.lax.stop_gradient(read_behind(model, params, tail, *behind, collect=True))
-    below, apart = [near(2, bank.states), *(near(1, gists) for gists in bank.gists)], []
-    for level in range(1, model.gist.levels + 1):
-        nodes = min(NEAR, shape.blocks * model.gist.block) // model.gist.span(level)
+    apart = []
+    for level in range(1, gist.levels + 1):
+        children = gist.block if level == 1 else gist.fanouts[level - 1] * gist.slots  # of a node
+        nodes = min(NEAR // gist.span(level), counts[level])
         if not nodes:
             break
-        seen = most_attention(model.base, params["base"], own, rows[level - 1], bank.prefix)
-        of = {"params": params["gistnet"]}, level, below[level - 1]
-        worth = model.gistnet.apply(*of, method="worth")  # [B, R, L, K]
-        by_node = (len(tail), nodes, -1, *worth.shape[2:])
-        apart.append(_divergence(seen.reshape(by_node), worth.reshape(by_node)))
+        start, end = ((counts[level] - some) * children for some in (nodes, 0))
+        some = Rows(*(x[:, :, start:end] for x in rows[level - 1]))
+        looked = most_attention(model.base, base, own, some, bank.prefix)
+        if level == 1:
+            below = bank.states[:, :, start:end]
+        else:
+            below = bank.gists[level - 2][:, start // gist.slots : end // gist.slots]
+        of = {"params": params["gistnet"]}, level, below
+        worth = model.gistnet.apply(*of, method="worth")  # [B, nodes·children, L, K]
+        by_node = (len(tail), nodes, children, *worth.shape[2:])
+        looked = jax.lax.stop_gradient(looked)  # who looks learns nothing of what is guessed
+        apart.append(_divergence(looked.reshape(by_node), worth.reshape(by_node)))
     return jnp.stack(apart).mean()
 
 
@@ -63,11 +71,10 @@ def most_attention(
     Returns:
       [B, R, L, K], float32; of the query heads of a key/value head, the most of any.
     """
-    own = tail.rows.k
-    (_, b, t), p = own.shape[:3], prefix.k.shape[2]
-    first = jnp.broadcast_to(prefix.k, (prefix.k.shape[0], b, *prefix.k.shape[2:]))
-    keys = jnp.concatenate([x.astype(own.dtype) for x in (first, rows.k, own)], axis=2)
-    s = keys.shape[2]
+    own, p = tail.rows.k, prefix.k.shape[2]
+    behind = plain_context(prefix, rows)[0].rows.k.astype(own.dtype)
+    keys = jnp.concatenate([behind, own], axis=2)  # [L, B, S, K, H]
+    (_, b, t), s = own.shape[:3], keys.shape[2]
     places = jnp.broadcast_to(jnp.arange(s), (b, s))
     causal = jnp.arange(s) <= jnp.arange(s - t, s)[:, None]  # [T, S]
     asked = jax.vmap(functools.partial(queries_of, base))(params["layers"], tail.states[:-1])
@@ -100,13 +107,3 @@ def _by_level(shape: BankShape, rows: Rows) -> list[Rows]:
         Rows(*(x[:, :, end - size : end] for x in rows))
         for end, size in zip(ends, per * shape.counts(), strict=True)
     ]
-
-
-def _last(share: float, axis: int, tree):
-    """Of arrays, the last part along an axis; all of it where the share is 1 or more."""
-
-    def part(x):
-        count = x.shape[axis]
-        return jax.lax.slice_in_dim(x, count - min(int(count * share), count), count, axis=axis)
-
-    return jax.tree.map(part, tree)

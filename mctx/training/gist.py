@@ -41,6 +41,7 @@ from mctx.training.loop import Phase
 from mctx.training.sources import Sources, per_domain, wrapped_from
 
 NEAR = 512  # tokens of history in the evaluation
+EXAMPLES = 8  # histories of the corpus from which fresh gists are calibrated
 EVAL_BATCH = 16  # segments scored at once
 LAYOUTS = 1024  # of the allocator, drawn once: it is slow beside a step, and they fit any text
 
@@ -51,12 +52,12 @@ def phase(config, sources: Sources) -> Phase:
     # A checkpoint to start from may know of other parts: these are made anew.
     trained = {name: known for name, known in trained.items() if name not in ("gist", "lens")}
     model = wrapped_from(config, trained)
-    tokens = held_out(config, sources)
+    examples = sources.segments(config.history, EXAMPLES, config.train.seed, 0, slice(None))
     return Phase(
         name="gist",
         item="gistnet",
         init=lambda key: init_part(model, "gistnet", key),
-        calibrate=lambda params, frozen: calibrated(model, frozen, params, tokens),
+        calibrate=lambda params, frozen: calibrated(model, frozen, params, examples),
         frozen=frozen,
         config={**trained, "gist": model.gist.to_dict(), "window": model.window},
         **reading(config, sources, model, lambda params, frozen: {**frozen, "gistnet": params}),
@@ -69,11 +70,18 @@ def held_out(config, sources: Sources) -> np.ndarray:
     return sources.held_out(length, config.eval_segments, 0, 0, slice(None))
 
 
-def reading(config, sources: Sources, model: Wrapped, join: Callable[[dict, dict], dict]) -> dict:
+def reading(
+    config,
+    sources: Sources,
+    model: Wrapped,
+    join: Callable[[dict, dict], dict],
+    gists: bool = True,
+) -> dict:
     """The fields of a `Phase` that trains what is read: its batches, loss and evaluation.
 
     Args:
       join: (what is trained, frozen items) -> the parameters of all parts.
+      gists: whether GistNet is among what is trained.
     """
     shape = BankShape(model.gist, config.history // model.gist.block)
     focus = focus_for(model.gist, **config.focus)
@@ -101,7 +109,7 @@ def reading(config, sources: Sources, model: Wrapped, join: Callable[[dict, dict
         if config.teacher:  # a reading of the whole text, which not everyone wants to pay
             parts["divergence"] = divergence(params, frozen, hidden, batch["tokens"])
             nll = (1 - config.teacher) * nll + config.teacher * parts["divergence"]
-        if model.gist.keeps:
+        if gists and model.gist.keeps:
             parts["choice"] = choice(model, shape, params, bank, tails[-1, :, :-1])
             nll = nll + parts["choice"]  # nothing else teaches what to keep
         return nll + config.reconstruction * again, parts
@@ -159,7 +167,7 @@ def split(tokens: jax.Array, history: int, window: int, tail: int) -> tuple[jax.
     return tokens[:, :history], jnp.stack([tokens[:, e : e + tail + 1] for e in ends])
 
 
-def calibrated(model, frozen: dict, params: dict, tokens: np.ndarray, examples: int = 8) -> dict:
+def calibrated(model, frozen: dict, params: dict, tokens: np.ndarray) -> dict:
     """Fresh parameters under which a gist's rows start as an average token's.
 
     The keys of a trained base have a large common part; rows without it are unlike anything that
@@ -169,8 +177,7 @@ def calibrated(model, frozen: dict, params: dict, tokens: np.ndarray, examples: 
     """
     if model.gist.inject != "kv":
         return params
-    whole = tokens[:examples, : tokens.shape[1] // model.window * model.window]
-    rows, _ = read_windows(model, frozen, whole)
+    rows, _ = read_windows(model, frozen, tokens)
     both = jnp.stack([rows.k, rows.v], axis=1).astype(jnp.float32)  # [L, 2, B, T, K, H]
     both = jnp.moveaxis(both, (2, 3), (0, 1))  # [B, T, L, 2, K, H]
     mean, spread = both.mean(axis=(0, 1)), both.std(axis=(0, 1)) + 1e-6  # [L, 2, K, H]

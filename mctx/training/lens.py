@@ -25,7 +25,7 @@ from mctx.errors import UserError
 from mctx.focus.bank import BankShape, complete_gists, read_history
 from mctx.models.base import Rows
 from mctx.models.finder import found_in, nothing_found
-from mctx.models.lensnet import Nodes, utility
+from mctx.models.lensnet import Nodes, seen, utility
 from mctx.models.wrapped import Wrapped, init_part
 from mctx.sharding import whole
 from mctx.training.labels import label_history
@@ -225,12 +225,12 @@ def bank_nodes(
       recent: blocks at the end that are always shown as tokens.
     """
     gists = complete_gists(model, params, *jax.lax.stop_gradient((states, rows)))
-    means = [g.mean(axis=2) for g in [gists[0], *gists]]  # [B, n, W] each
+    flat = [seen(g) for g in [gists[0], *gists]]  # [B, n, W] each
     last = shape.node_block + shape.spans[shape.node_level] - 1
     expandable = (shape.node_level > 0) & (last < shape.blocks - recent)
     b = states.shape[1]
     return Nodes(
-        gists=jax.lax.stop_gradient(jnp.concatenate(means, axis=1)),
+        gists=jax.lax.stop_gradient(jnp.concatenate(flat, axis=1)),
         level=jnp.broadcast_to(np.maximum(shape.node_level, 1), (b, len(last))),
         distance=distance[:, last],
         valid=jnp.broadcast_to(expandable, (b, len(last))),

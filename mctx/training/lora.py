@@ -55,7 +55,7 @@ def phase(config, sources: Sources) -> Phase:
         calibrate=calibrate,
         frozen=frozen,
         config={**trained, "lora": settings.to_dict() | {"along": config.along}},
-        **reading(config, sources, model, join),
+        **reading(config, sources, model, join, gists=config.along),
     )
 
 

@@ -22,7 +22,7 @@ from mctx.training.step import State, make_optimizer, make_step
 from tests import tiny
 
 CONFIGS = Path(__file__).parents[2] / "experiments/configs"
-GIST = dataclasses.replace(tiny.GIST, fanouts=(4, 2), trained=2)
+GIST = dataclasses.replace(tiny.GIST, fanouts=(4, 2), trained=2, slots=2, pools="rows")
 LENS = dataclasses.replace(tiny.LENS, finders=((1, 0), (0, 0)), find_query=4)
 MODEL = dataclasses.replace(tiny.MODEL, gist=GIST, lens=LENS)
 FOCUS = {"sink": 1, "recent": 1, "budget": 24, "capacity": 16, "max_edits": 16}

@@ -1,0 +1,125 @@
+"""What gists learn to keep: where the base looks, and nothing that looks learns of it."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mctx.focus.bank import BankShape, make_bank, plain_context
+from mctx.models import lora
+from mctx.models.attention import attention
+from mctx.models.base import Rows, rotated
+from mctx.models.finder import queries_of
+from mctx.models.wrapped import Wrapped, init_part, read_behind
+from mctx.training import attending
+from tests import tiny
+
+BASES = {
+    "plain": tiny.BASE,
+    "grouped, normed": dataclasses.replace(tiny.BASE, n_heads=4, n_kv_heads=2, qk_norm=True),
+    "without RoPE": dataclasses.replace(tiny.BASE, rope_layers=(True, False)),
+}
+GIST = dataclasses.replace(tiny.GIST, slots=2, pools="rows")
+MODEL = Wrapped(base=tiny.BASE, gist=GIST, window=16)
+
+
+@functools.cache
+def known():
+    return {part: tiny.drawn(MODEL, part) for part in ("base", "gistnet")}
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_attention_is_what_the_base_itself_pays(kind):
+    """Its own attention, of values that tell whose they are, gives every token's shares."""
+    model = Wrapped(base=BASES[kind], gist=tiny.GIST, window=16)
+    params = {"base": tiny.drawn(model, "base")}
+    text = tiny.tokens(2, 16)
+    bank = make_bank(model, params | {"gistnet": tiny.drawn(model, "gistnet")}, text[:, :16])
+    rows = Rows(*(x[:, :, :16] for x in bank.rows))
+    tail = read_behind(
+        model, params, tiny.tokens(2, 5, seed=1), *plain_context(bank.prefix, rows), collect=True
+    )
+    found = attending.most_attention(model.base, params["base"], tail, rows, bank.prefix)
+    before = plain_context(bank.prefix, rows)[0].rows.k
+    keys = jnp.concatenate([before, tail.rows.k], axis=2)
+    places = jnp.broadcast_to(jnp.arange(keys.shape[2]), keys.shape[1:3])
+    turned, count = rotated(model.base, keys, places), keys.shape[2]
+    named = jnp.broadcast_to(jnp.eye(count)[:, None], (2, count, model.base.n_kv_heads, count))
+    for layer in range(model.base.n_layers):
+        own = jax.tree.map(lambda leaf, at=layer: leaf[at], params["base"]["layers"])
+        asked = queries_of(model.base, own, tail.states[layer])
+        flat = asked.reshape(*asked.shape[:2], -1, asked.shape[-1])
+        flat = rotated(model.base, jnp.stack([flat] * model.base.n_layers), places[:, -5:])[layer]
+        wide = ((0, 0), (0, 0), (0, 0), (0, count - flat.shape[-1]))
+        scale = (count / flat.shape[-1]) ** 0.5  # attention divides by the root of the width
+        shares = attention(
+            jnp.pad(flat * scale, wide), jnp.pad(turned[layer], wide), named, implementation="xla"
+        )  # [B, T, N, S]
+        by_head = shares.reshape(2, 5, model.base.n_kv_heads, -1, count)
+        most = by_head.max(axis=(1, 3))[..., len(model.base.prefix) : -5]  # [B, K, R]
+        np.testing.assert_allclose(found[:, :, layer], most.transpose(0, 2, 1), atol=1e-5)
+
+
+def choice(gistnet, text, tail, base=None):
+    params = {"base": known()["base"] if base is None else base, "gistnet": gistnet}
+    shape = BankShape(GIST, text.shape[1] // GIST.block)
+    bank = make_bank(MODEL, params, text)
+    return attending.choice(MODEL, shape, params, bank, tail)
+
+
+@pytest.mark.parametrize("length", [16, 32, 48])  # whole windows; 48 is no whole number of LOD3
+def test_texts_side_by_side_are_judged_apart(length):
+    """Two copies of a text are as one, whatever stands beside it is as alone."""
+    text, tail = tiny.tokens(2, length), tiny.tokens(2, 6, seed=1)
+    both = choice(known()["gistnet"], text, tail)
+    alone = [choice(known()["gistnet"], text[i : i + 1], tail[i : i + 1]) for i in (0, 1)]
+    assert min(alone) - 1e-5 <= both <= max(alone) + 1e-5
+    twice = choice(known()["gistnet"], *(jnp.stack([x[0], x[0]]) for x in (text, tail)))
+    np.testing.assert_allclose(twice, alone[0], atol=1e-5)
+
+
+def test_it_teaches_gists_and_not_who_looks():
+    text, tail = tiny.tokens(2, 32), tiny.tokens(2, 6, seed=1)
+    settings = lora.LoraConfig(rank=1, targets=("q", "k"))
+    fresh = lora.init(settings, known()["base"], jax.random.key(0))
+    drawn = jax.tree.map(lambda x: x + 0.1, fresh)
+
+    def loss(gistnet, own):
+        base = lora.tuned({"base": known()["base"], "lora": {"base": own}})["base"]
+        return choice(gistnet, text, tail, base)
+
+    by_gists, by_lora = jax.jit(jax.grad(loss, argnums=(0, 1)))(known()["gistnet"], drawn)
+    assert all(float(jnp.abs(x).max()) == 0 for x in jax.tree.leaves(by_lora))
+    for level in ("lod1", "lod2", "lod3"):
+        assert all(float(jnp.abs(x).max()) > 0 for x in jax.tree.leaves(by_gists[level]["keep"]))
+
+
+def test_what_is_learned_is_kept():
+    """Steps down its gradient make a gist keep the rows that the continuation looks at most."""
+    text, tail = tiny.tokens(1, 16), tiny.tokens(1, 6, seed=1)
+    params = {"base": known()["base"], "gistnet": init_part(MODEL, "gistnet", jax.random.key(0))}
+    shape = BankShape(GIST, 4)
+    bank = make_bank(MODEL, params, text)
+    rows = Rows(*(x[:, :, :16] for x in bank.rows))
+    read = read_behind(MODEL, params, tail, *plain_context(bank.prefix, rows), collect=True)
+    looked = attending.most_attention(MODEL.base, params["base"], read, rows, bank.prefix)
+    wanted = np.argsort(-np.asarray(looked).reshape(4, GIST.block, -1), axis=1)[:, : GIST.slots]
+
+    @jax.jit
+    def step(gistnet):
+        def loss(gistnet):
+            return attending.choice(MODEL, shape, {**params, "gistnet": gistnet}, bank, tail)
+
+        return jax.tree.map(lambda x, g: x - 1.0 * g, gistnet, jax.grad(loss)(gistnet))
+
+    gistnet = params["gistnet"]
+    for _ in range(300):
+        gistnet = step(gistnet)
+    worth = MODEL.gistnet.apply({"params": gistnet}, 1, bank.states, method="worth")
+    chosen = np.argsort(-np.asarray(worth).reshape(4, GIST.block, -1), axis=1)[:, : GIST.slots]
+    hits = np.mean([np.isin(chosen[n, :, h], wanted[n, :, h]).mean()
+                    for n in range(4) for h in range(chosen.shape[2])])  # fmt: skip
+    assert hits > 0.9
