@@ -33,7 +33,8 @@ class SessionConfig:
         read.
       tail: 'window' (recent blocks use ingest rows), 'keep' (rows as decoded), or 'reread'
         (the last `reread` tokens are read again under the new layout).
-      show: by level from LOD0, whether nodes are shown or silent; () = all that are trained.
+      show: by level from LOD0, whether nodes are shown or silent; () = all that are trained but the
+        top level: what covers the far past grows with the history, and the budget does not.
       max_edits, hysteresis, cooldown: see `FocusConfig`.
       capacity: nodes of a layout.
       staging: entries of the staging context, 0 for none; staging_every: blocks between its
@@ -125,7 +126,7 @@ def focus_configs(model: Wrapped, config: SessionConfig) -> tuple[FocusConfig, F
         max_edits=config.max_edits,
         hysteresis=config.hysteresis,
         cooldown=config.cooldown,
-        show=config.show,
+        show=config.show or (True,) * model.gist.levels + (False,),
     )
     head = focus_for(
         model.gist,

@@ -1,0 +1,25 @@
+"""What a session's settings mean for its layouts."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mctx.focus.layout import minimum_budget
+from mctx.runtime.config import SessionConfig, focus_configs
+from tests import tiny
+
+
+@given(st.integers(1, 2**20))
+def test_unless_told_otherwise_no_history_outgrows_the_budget(blocks):
+    """What must be shown of a history, however long, is no more than of one of a few top nodes."""
+    focus, _ = focus_configs(tiny.MODEL, SessionConfig())
+    few = focus.sink + focus.recent + 3 * int(focus.spans[-1])
+    shortest = np.max([minimum_budget(focus, n) for n in range(1, few + 1)])
+    assert minimum_budget(focus, blocks) <= shortest
+
+
+def test_all_levels_are_shown_where_that_is_asked_for():
+    levels = tiny.GIST.levels
+    focus, _ = focus_configs(tiny.MODEL, SessionConfig(show=(True,) * (levels + 1)))
+    assert all(focus.show)
+    assert not focus_configs(tiny.MODEL, SessionConfig())[0].show[levels]
