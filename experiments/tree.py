@@ -137,7 +137,10 @@ def export(args) -> dict:
                 _export_arrays(tree, draft, tell)
         draft.rename(output)
     except OSError as error:
-        raise UserError(f"{output} cannot be written ({error.strerror}).") from error
+        reason = error.strerror or type(error).__name__
+        raise UserError(
+            f"{output} cannot be written ({reason}): choose another --output."
+        ) from error
     finally:
         if draft.is_dir():
             shutil.rmtree(draft)
@@ -348,8 +351,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         facts = ACTIONS[args.action](args)
     except KeyboardInterrupt:
         sys.exit(
-            "\ninterrupted: the tree holds what was committed. Run again, rebuild and compact go "
-            "on; an append of text begins with its first token."
+            "\ninterrupted: the tree holds what was committed. Rebuild and compact go on when they "
+            "are run again. An append would begin with its first token: append the rest alone "
+            "(`stats` tells how many tokens are there), or make the tree anew."
         )
     show(facts, args.json)
     if facts.get("problems"):

@@ -209,12 +209,14 @@ class Arrays:
     ) -> Callable[[], None]:
         """Start reading neighbouring rows into memory [n, slots·gist_width]; returns a wait.
 
-        Past the system's cache, unless the last chunk of a file is among them: TensorStore reads
-        whole blocks of the disk then, and a file does not end at the border of one.
+        Of local files past the system's cache, unless the last chunk of a file is among them:
+        TensorStore reads whole blocks of the disk then, and a file does not end at the border of
+        one.
         """
         rows = memory.reshape(len(memory), *row_shape(self.spec, level))
         target = ts.array(rows, context=_CONTEXT)
-        return target.write(self._array_past_cache(level, epoch)[row : row + len(rows)]).result
+        source = self._array_past_cache if self._is_local else self._array
+        return target.write(source(level, epoch)[row : row + len(rows)]).result
 
     def damage(self, level: int, first: int, last: int):
         """Turns an error of reading into a sentence that names logical rows."""
@@ -268,11 +270,16 @@ class Arrays:
         self._check(array, level, folder)
         self._open[level, epoch] = array
 
+    @property
+    def _is_local(self) -> bool:
+        """Whether the tree lies in files of this machine."""
+        return self._kvstore.spec().to_json()["driver"] == "file"
+
     def _sync_folders(self, epoch: int) -> None:
         """Makes new folders of files last, too: TensorStore syncs the folder of each file only."""
-        store = self._kvstore.spec().to_json()
-        if store["driver"] != "file":
+        if not self._is_local:
             return
+        store = self._kvstore.spec().to_json()
         tree = Path(store["path"])
         with explained(f"{epoch_folder(epoch)} of {self.uri} cannot be written"):
             sync_folder(tree / epoch_folder(epoch))
