@@ -39,13 +39,16 @@ def share(subject: Subject, args: argparse.Namespace) -> list[dict]:
             goal, reached = (f"≤ {most}", np.median(some) <= most) if most else ("", True)
             unit = f"of {block} tokens"
             found.append(row(what, some, unit, goal, reached, ms=np.median(some) * between))
-    return [*found, _between(subject, between)]
+    found.append(_between(subject, between))
+    if subject.model.lens.finders:
+        found.append(_between(subject, between, ", what finders see among it", find=True))
+    return found
 
 
-def _between(subject, between) -> dict:
+def _between(subject, between, more="", **settings) -> dict:
     """All that a block's end takes, of the time of its steps: ingest, refocus, store."""
     sizes, block = subject.sizes, subject.model.gist.block
-    session = subject.session()
+    session = subject.session(**settings)
     session.ingest(subject.words(sizes.short))
     pieces = max(1, sizes.tokens // block)
     times = [
@@ -53,7 +56,7 @@ def _between(subject, between) -> dict:
         for _ in range(sizes.repetitions + 1)
     ][1:]
     shares = np.array(times) / between - 1
-    what = "what a block that is generated takes beyond its steps"
+    what = f"what a block that is generated takes beyond its steps{more}"
     return row(what, shares, f"of {block} tokens", "", True, ms=np.median(shares) * between)
 
 

@@ -122,6 +122,7 @@ class Ahead:
         at = deciding.standing(session)
         steps, decision = self._steps, None
         if steps is not None and self._at is not None and self._at.same(at):
+            yield  # until all that decide beside this one have asked
             yield from steps
             decision = self._decision
         decision = decision or (yield from deciding.deciding(session, at))

@@ -100,8 +100,8 @@ class Decision(NamedTuple):
 
 
 def deciding(session, at: Standing) -> Steps[Decision]:
-    """Scores layouts and edits them, in rounds of one level step; in steps that end where the lens
-    or the allocator has been asked and is not waited for.
+    """Scores layouts and edits them, in rounds of one level step; in steps that end where finders,
+    lens or allocator have been asked and are not waited for.
 
     Raises:
       StoreError: gists cannot be read, and cold nodes are waited for ('sync').
@@ -109,6 +109,9 @@ def deciding(session, at: Standing) -> Steps[Decision]:
     layouts, edits, blind = at.layouts, [], False
     session.looks.clear()
     try:
+        if session.finding and not session.worths:
+            session.finding.look(at.query, at.blocks, at.dead_runs)
+            yield
         ask = _scorer(session, at)
         asked = ask(layouts)
     except StoreError:

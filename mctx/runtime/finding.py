@@ -12,6 +12,7 @@ Sessions that share a cache share them.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ import numpy as np
 from mctx.flops import Count
 from mctx.models import finder
 from mctx.models.finder import nothing_found
+from mctx.models.gistnet import GistConfig
 from mctx.models.wrapped import Wrapped
 from mctx.runtime.cache import BlockCache
 from mctx.runtime.focusing import Gather
@@ -48,6 +50,45 @@ class _Piece:
             self.keys = jax.device_put(self.keys)
 
 
+class _Look:
+    """What was found, or will have been when it is waited for: features of nodes of mixed levels.
+
+    Args:
+      of: query, number of blocks, dead runs. found: features of the blocks, in pieces [n, F].
+    """
+
+    def __init__(self, gist: GistConfig, of: tuple, found: Sequence):
+        self._gist, self._of, self._found = gist, of, found
+        self._levels: list[np.ndarray] | None = None
+
+    def same(self, query: jax.Array, blocks: int, dead: np.ndarray) -> bool:
+        """Whether it is a look at just these, and has not failed."""
+        before = self._of and (self._of[0] is query, self._of[1] == blocks, self._of[2] is dead)
+        return bool(before) and all(before)
+
+    def __call__(self, level: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """[..., F]; what is not complete has found nothing."""
+        levels = self._levels = self._levels or self._fetched()
+        out = np.zeros((*level.shape, levels[0].shape[1]), np.float32)
+        for one, table in enumerate(levels):
+            here = (level == one) & (index >= 0) & (index < len(table))
+            out[here] = table[index[here]]
+        return out
+
+    def _fetched(self):
+        """Of every level, the best beneath each complete node: [nodes, F]."""
+        of, self._of = self._of, ()  # should it fail, it is asked anew
+        found, gist = np.concatenate(jax.device_get(self._found))[: of[1]], self._gist
+        self._of, self._found = of, ()
+        spans = [1] + [gist.span(level) // gist.block for level in range(1, gist.levels + 1)]
+        levels = []
+        for span in spans:
+            count = len(found) // span
+            beneath = found[: count * span].reshape(count, span, found.shape[1])
+            levels.append(beneath.max(axis=1))
+        return levels
+
+
 class Finding:
     """Keys of the blocks of one tree, in pieces on the device; the last is filled in the host.
 
@@ -69,7 +110,7 @@ class Finding:
         self._model, self._base, self._tree, self._cache = model, params["base"], tree, cache
         self._recent, self._size, self._block = recent, piece, model.gist.block
         self._pieces: list[_Piece] = cache.pieces.setdefault((model.lens.finders, piece), [])
-        self._last: tuple | None = None  # what was looked at last, and what was found
+        self._last: _Look | None = None
         self.operations = Count()
 
     @property
@@ -84,16 +125,17 @@ class Finding:
     def look(self, query: jax.Array, blocks: int, dead: np.ndarray) -> Gather:
         """What the last tokens find in the first `blocks` blocks, by node, zeros for nothing.
 
-        The same look again (the same arrays, as a refocus has them in all its rounds) is free.
+        The device is asked here, and waited for by whoever calls for nodes. The same look again
+        (the same arrays, as a refocus has them in all its rounds) is free. Blocks that are put
+        meanwhile are none of those that are looked over.
 
         Args:
           query: states of the last tokens, [L + 1, Q, D]. dead: runs of dead blocks [r, 2].
         """
-        last = self._last
-        if not (last and last[0] is query and last[1] == blocks and last[2] is dead):
+        if not (self._last and self._last.same(query, blocks, dead)):
             found = self._by_block(query, blocks, dead)
-            self._last = query, blocks, dead, functools.partial(_of_nodes, self._levels(found))
-        return self._last[3]
+            self._last = _Look(self._model.gist, (query, blocks, dead), found)
+        return self._last
 
     # -- keys ------------------------------------------------------------------------------
 
@@ -129,12 +171,12 @@ class Finding:
     # -- a look ----------------------------------------------------------------------------
 
     def _by_block(self, query, blocks, dead):
-        """Features of all blocks, on the host: [blocks, F]."""
+        """Features of all blocks, on the way to the host: [blocks, F] in pieces."""
         live = np.arange(blocks) < blocks - self._recent
         for start, stop in dead:
             live[start:stop] = False
         if not live.any():
-            return nothing_found(self._model, (blocks,))
+            return [nothing_found(self._model, (blocks,))]
         live = np.pad(live, (0, -blocks % self._size)).reshape(-1, self._size)
         self._reach(blocks)
         asking = self._looking(query)
@@ -149,8 +191,9 @@ class Finding:
             shares.append(log)
         for log, there in zip(shares, live, strict=True):
             before, told = _features(log, best, before, there)
+            told.copy_to_host_async()
             found.append(told)
-        return np.concatenate(jax.device_get(found))[:blocks]
+        return found
 
     def _looking(self, query):
         asked = self._base, query
@@ -167,17 +210,6 @@ class Finding:
         self.operations.add("attended", 1, attended, (), *asked)
         return attended(*asked)
 
-    def _levels(self, found):
-        """Of every level, the best beneath each complete node: [nodes, F]."""
-        gist = self._model.gist
-        spans = [1] + [gist.span(level) // gist.block for level in range(1, gist.levels + 1)]
-        levels = []
-        for span in spans:
-            count = len(found) // span
-            beneath = found[: count * span].reshape(count, span, found.shape[1])
-            levels.append(beneath.max(axis=1))
-        return levels
-
 
 def finders_of(session) -> Finding | None:
     """Those of a session whose lens has some, unless it is not to ask them."""
@@ -193,15 +225,6 @@ def found_by(session, query: jax.Array, blocks: int, dead: np.ndarray) -> Gather
     if session.finding:
         return session.finding.look(query, blocks, dead)
     return lambda level, index: nothing_found(session.model, level.shape)
-
-
-def _of_nodes(levels, level: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Features [..., F] of nodes of mixed levels; what is not complete has found nothing."""
-    out = np.zeros((*level.shape, levels[0].shape[1]), np.float32)
-    for one, table in enumerate(levels):
-        here = (level == one) & (index >= 0) & (index < len(table))
-        out[here] = table[index[here]]
-    return out
 
 
 @functools.partial(jax.jit, static_argnums=0)

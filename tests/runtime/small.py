@@ -43,7 +43,9 @@ class Letters:
 @functools.cache
 def opened() -> Opened:
     parts = ("base", "gistnet", "lensnet", "mof")
-    params = {part: tiny.drawn(MODEL, part) for part in parts}
+    # On a device by name, as those of a checkpoint are: programs know these from others.
+    drawn = {part: tiny.drawn(MODEL, part) for part in parts}
+    params = jax.device_put(drawn, jax.devices()[0])
     return Opened(MODEL, params, Letters(), fingerprint(params), {})
 
 

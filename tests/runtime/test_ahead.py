@@ -1,23 +1,35 @@
 """What is asked or decided before a refocus is due: that changes nothing, and is early enough."""
 
 import dataclasses
+import sys
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 
 from mctx.errors import UserError
-from mctx.runtime import SessionBatch, ahead, assembly, deciding, focusing, growing
+from mctx.runtime import (
+    SessionBatch,
+    ahead,
+    assembly,
+    deciding,
+    finding,
+    focusing,
+    growing,
+    reading,
+)
+from mctx.runtime.sampling import Sampling
 from mctx.tree.head import StoreError
 from mctx.tree.ingest import Ingest
 from mctx.tree.window import OpenWindow
+from tests.runtime import small, test_finding
 from tests.runtime.small import (
     BLOCK,
     CONFIG,
     TWO,
     WINDOW,
     Compilations,
-    opened,
     place,
     reader,
     session,
@@ -55,13 +67,39 @@ def told(made):
     return nll, said, jax.device_get((made.layouts, made.tail, made.assembly.buffer))
 
 
-@pytest.mark.parametrize("config", CASES)
-def test_it_is_the_same_decision_whenever_it_is_made(config, monkeypatch):
-    early = told(session(config))
+def hear(monkeypatch, events, where, name, event):
+    """Every call of a function is an event."""
+    plain = getattr(where, name)
+
+    def telling(*arguments, **more):
+        events.append(event)
+        return plain(*arguments, **more)
+
+    monkeypatch.setattr(where, name, telling)
+
+
+def hear_waits(monkeypatch, events):
+    """So is all that the host fetches from the device, but the tokens it hands out."""
+    hear(monkeypatch, events, jax, "device_get", "wait")
+    hear(monkeypatch, events, focusing, "_scores_of", "wait")
+    plain, free = np.asarray, ("_known", "here")  # `here` is on the host's own processor
+
+    def asarray(x, *arguments, **more):
+        by = sys._getframe(1).f_code
+        if isinstance(x, jax.Array) and "/mctx/" in by.co_filename and by.co_name not in free:
+            events.append("wait")
+        return plain(x, *arguments, **more)
+
+    monkeypatch.setattr(np, "asarray", asarray)
+
+
+@pytest.mark.parametrize("config, of", [*((c, small) for c in CASES), (CONFIG, test_finding)])
+def test_it_is_the_same_decision_whenever_it_is_made(config, of, monkeypatch):
+    early = told(of.session(config))
     monkeypatch.setattr(ahead.Ahead, "think", lambda *_: False)
     monkeypatch.setattr(ahead.Ahead, "prepare", lambda *_: None)
     monkeypatch.setattr(ahead.Ahead, "foresee", lambda *_: None)
-    jax.tree.map(np.testing.assert_array_equal, early, told(session(config)))
+    jax.tree.map(np.testing.assert_array_equal, early, told(of.session(config)))
 
 
 @pytest.mark.parametrize("config", [CONFIG, dataclasses.replace(TWO, every=2, tail="keep")])
@@ -69,15 +107,7 @@ def test_a_block_is_read_and_looked_at_before_its_tokens_are_known(config, monke
     made, events = session(config), []
     made.predict(TEXT[: 4 * WINDOW])
 
-    def told(where, name, event):
-        plain = getattr(where, name)
-
-        def telling(*arguments, **more):
-            events.append(event)
-            return plain(*arguments, **more)
-
-        monkeypatch.setattr(where, name, telling)
-
+    told = partial(hear, monkeypatch, events)
     told(OpenWindow, "_read", "read")
     told(focusing, "_apply_lens", "look")
     told(growing, "growing", "known")
@@ -85,6 +115,26 @@ def test_a_block_is_read_and_looked_at_before_its_tokens_are_known(config, monke
     assert [events[i : i + 3] for i, event in enumerate(events) if event == "read"] == [
         ["read", "look", "known"]
     ] * 2
+
+
+@pytest.mark.parametrize("of", [small, test_finding])
+@pytest.mark.parametrize("config", [CONFIG, dataclasses.replace(TWO, every=2, tail="keep")])
+def test_no_token_of_a_block_waits_for_what_its_end_asks(config, of, monkeypatch):
+    made, events, pieces = of.session(config), [], 3
+    made.predict(TEXT[: 4 * WINDOW])
+    made.generate(tokens=made.interval)
+    hear(monkeypatch, events, reading, "say", "say")
+    hear(monkeypatch, events, OpenWindow, "_read", "read")
+    hear(monkeypatch, events, finding, "looking", "look")
+    hear_waits(monkeypatch, events)
+    for _ in made.drawn(pieces * made.interval, Sampling()):
+        events.append("token")
+    tokens = [i for i, event in enumerate(events) if event == "token"]
+    for last in tokens[made.interval - 1 :: made.interval]:
+        began = last - events[:last][::-1].index("say")
+        asked = ["read", "look"] if of is test_finding else ["read"]
+        assert events[began:last] == [*asked, "token", "token"]
+    assert "wait" in events
 
 
 def looks_of(monkeypatch):
@@ -186,32 +236,26 @@ def test_thinking_ahead_compiles_nothing_anew():
     assert counted.count == 0
 
 
-@pytest.mark.parametrize("config", [CONFIG, AHEAD])
-def test_lanes_ask_before_any_of_them_waits(config, monkeypatch):
-    batch = SessionBatch(opened(), [place() for _ in range(3)], config, reader())
+@pytest.mark.parametrize("config, of", [(CONFIG, small), (AHEAD, small), (CONFIG, test_finding)])
+def test_lanes_ask_before_any_of_them_waits(config, of, monkeypatch):
+    batch = SessionBatch(of.opened(), [place() for _ in range(3)], config, reader())
     for i, made in enumerate(batch.sessions):
         made.predict(text(6 * WINDOW, seed=i))
     events = []
 
-    def told(where, name, event):
-        plain = getattr(where, name)
-
-        def telling(*arguments, **more):
-            events.append(event)
-            return plain(*arguments, **more)
-
-        monkeypatch.setattr(where, name, telling)
-
+    told = partial(hear, monkeypatch, events)
     told(OpenWindow, "_read", "read")
     told(Ingest, "_append", "take")
     told(deciding, "_asked", "ask")
     told(focusing, "_scores_of", "wait")
+    told(finding.Finding, "_by_block", "find")
     batch.generate([dict(tokens=BLOCK)] * 3)
     read = [event for event in events if event in ("read", "take")]
-    looks = [event for event in events if event in ("ask", "wait")]
+    looks = [event for event in events if event in ("ask", "wait", "find")]
     assert read == ["read"] * 3 + ["take"] * 3
     assert looks.count("ask") == looks.count("wait") >= 3
-    assert config is AHEAD or looks[:4] == ["ask"] * 3 + ["wait"]
+    asked = ["find"] * 3 * (of is test_finding) + ["ask"] * 3
+    assert config is AHEAD or looks[: len(asked) + 1] == [*asked, "wait"]
 
 
 def test_what_cannot_be_known_before_is_decided_when_it_is_due():

@@ -29,7 +29,8 @@ LENGTH = 3 * PIECE * BLOCK + 2 * WINDOW  # more than three pieces
 
 @functools.cache
 def opened() -> Opened:
-    params = small.opened().params | {"lensnet": tiny.drawn(MODEL, "lensnet")}
+    lensnet = jax.device_put(tiny.drawn(MODEL, "lensnet"), jax.devices()[0])
+    params = small.opened().params | {"lensnet": lensnet}
     return small.opened()._replace(model=MODEL, params=params, fingerprint=fingerprint(params))
 
 
