@@ -35,6 +35,14 @@ class Segments(NamedTuple):
         return member if member.max() else np.arange(len(member))
 
     @property
+    def partners(self) -> np.ndarray:
+        """For each segment the next one of another group; of a single group, the next: [n]."""
+        _, member = np.unique(self.groups, return_inverse=True)
+        after = np.add.outer(np.arange(len(member)), np.arange(1, len(member) + 1)) % len(member)
+        other = member[after] != member[:, None]
+        return np.take_along_axis(after, other.argmax(axis=1)[:, None], axis=1)[:, 0]
+
+    @property
     def interval(self) -> str:
         """What the intervals of rows made of them are."""
         drawn = "packages or authors" if len(set(self.groups)) > 1 else "segments"

@@ -73,10 +73,16 @@ class Reading(NamedTuple):
 def measure(
     opened: Opened, segments: Segments, seed: int, turn: Turn = STANDARD
 ) -> dict[str, list[dict]]:
-    """Rows of the views back, focus, same, nll and after, in one result."""
+    """Rows of the views back, focus, same, nll and after, in one result.
+
+    Raises:
+      UserError: all segments are of one package or author.
+    """
+    if len(set(segments.groups)) < 2:
+        raise UserError("a subject changes between two packages or authors: give more text.")
     reader, block = Reader(opened.model, opened.params), opened.model.gist.block
     kept: dict[str, list] = {LEFT: [], BY_RECENCY: [], "stayed": []}
-    for tokens, other in zip(segments.tokens, partners(segments), strict=True):
+    for tokens, other in zip(segments.tokens, segments.partners, strict=True):
         first, again = np.split(tokens, [turn.before * block])
         between = segments.tokens[other][: turn.away * block]
         read = _Read(opened, reader, turn)
@@ -84,18 +90,6 @@ def measure(
         kept[BY_RECENCY].append(read(np.concatenate([first, between]), again, focusing.recency))
         kept["stayed"].append(read(first, again, None))
     return {"shift": _rows(kept, segments.units, seed, turn)}
-
-
-def partners(segments: Segments) -> list[int]:
-    """For each segment the next one of another package or author."""
-    count, found = len(segments.groups), []
-    for at, group in enumerate(segments.groups):
-        turns = ((at + step) % count for step in range(1, count))
-        other = next((i for i in turns if segments.groups[i] != group), None)
-        if other is None:
-            raise UserError("a subject changes between two packages or authors: give more text.")
-        found.append(other)
-    return found
 
 
 @dataclasses.dataclass

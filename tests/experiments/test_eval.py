@@ -60,6 +60,14 @@ def test_a_bootstrap_draws_packages_where_there_are_several():
     assert many.interval.endswith("packages or authors") and one.interval.endswith("segments")
 
 
+@given(st.lists(st.sampled_from("abcd"), min_size=2, max_size=24))
+def test_everyone_has_a_partner_of_another_group_where_there_is_one(groups):
+    partners = Segments(np.zeros((len(groups), 1), np.int32), tuple(groups)).partners
+    assert len(partners) == len(groups)
+    for at, other in enumerate(partners):
+        assert groups[other] != groups[at] if len(set(groups)) > 1 else other != at
+
+
 def test_documents_end_with_the_end_of_text(bundle, tmp_path):
     (tmp_path / "a.txt").write_text("w1 w2")
     tokenizer = Tokenizer.load(bundle)
@@ -160,14 +168,20 @@ def test_blocks_are_told_again_from_their_own_gists_alone():
     assert 0 <= behind["accuracy"] <= 1 and behind["entries"] == tiny.GIST.slots
 
 
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=24))
-def test_neighbours_of_a_batch_are_apart(units):
-    units = np.sort(units)
-    order = gists.apart(units)
-    assert sorted(order) == list(range(len(units)))
-    batches = [units[order][i : i + rows.BATCH] for i in range(0, len(units), rows.BATCH)]
-    if len(units) % rows.BATCH == 0 and np.bincount(units).max() <= len(batches):
-        assert all(len(set(batch)) == len(batch) for batch in batches)
+def test_gists_of_another_text_are_those_of_the_partner_s_history():
+    """Of five segments, so that the last batch is padded, in groups larger than a step aside."""
+    protocol = gists.Protocol(history=16, tail=8, scored=8, ratios=(8,))
+    tokens = np.asarray(tiny.tokens(5, gists.length(tiny.MODEL, protocol)))
+    segments = Segments(tokens, ("a", "a", "a", "b", "b"))
+    history = tokens[segments.partners, : protocol.history]
+    swapped = np.concatenate([history, tokens[:, protocol.history :]], axis=1)
+
+    def told(tokens):
+        found = gists.measure(OPENED, segments._replace(tokens=tokens), 0, protocol)["gists"]
+        return {row["what"]: row["value"] for row in found}
+
+    strange = told(tokens)["lod1 of another text"]
+    assert strange == pytest.approx(told(swapped)["lod1"], abs=1e-5)
 
 
 def test_results_are_written_for_what_the_checkpoint_can_do(

@@ -16,11 +16,9 @@ def segments(groups="aabb"):
     return Segments(np.stack([small.text(size, i) for i in range(len(groups))]), tuple(groups))
 
 
-def test_the_other_subject_is_another_package():
-    some = segments("aabc")
-    assert [some.groups[i] for i in shift.partners(some)] == ["b", "b", "c", "a"]
+def test_a_subject_needs_another_to_change_to():
     with pytest.raises(UserError, match="two packages"):
-        shift.partners(segments("aa"))
+        shift.measure(small.opened(), segments("aa"), 0, TURN)
 
 
 def test_a_session_that_was_not_away_reads_as_one_that_never_left():
