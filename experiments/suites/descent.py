@@ -21,7 +21,7 @@ from experiments.suites import Asking
 from experiments.suites.asking import covered, sample_facts, sample_of
 from experiments.suites.trials import Plan, Trial
 from experiments.suites.views import View
-from mctx.focus.layout import Layout
+from mctx.focus.layout import FocusConfig, Layout, coarsest
 from mctx.runtime import Session
 
 FAMILY, LENS = "niah_single_2", "lens"
@@ -46,8 +46,9 @@ def _ask(support: Sequence[tuple[int, int]], scorer: Scorer, method: str) -> dic
     """What the session's own focus and full scoring make of one history.
 
     levels: of every block that full scoring chooses, as many as the session shows, the level of
-    the session's node that holds it: 0 where it was opened. opened, seen: share of the needle's
-    blocks that the session shows, and that full scoring chooses.
+    the session's node that holds it: 0 where it was opened. cover: the level of the node that held
+    it at first. opened, seen: share of the needle's blocks that the session shows, and that full
+    scoring chooses.
     """
     if method != LENS:
         return None
@@ -61,6 +62,7 @@ def _ask(support: Sequence[tuple[int, int]], scorer: Scorer, method: str) -> dic
     wanted = np.argsort(-worth, kind="stable")[: len(detail)]
     return {
         "levels": levels_of(session, wanted),
+        "cover": cover_of(session.focus, session.blocks)[wanted].tolist(),
         "opened": covered(support, detail, block),
         "seen": covered(support, wanted, block),
     }
@@ -95,16 +97,28 @@ def levels_of(session: Session, blocks: np.ndarray) -> list[int]:
     return level[np.searchsorted(start, blocks, "right") - 1].tolist()
 
 
+def cover_of(focus: FocusConfig, blocks: int) -> np.ndarray:
+    """The level of the node of the coarsest layout that holds each block: [blocks]. Levels rise
+    behind the sinks and fall before the recent blocks, so that not all begin at the highest."""
+    level, _, count = coarsest(focus, blocks)
+    return np.repeat(level, np.asarray(count) * focus.spans[level])
+
+
 def rows(records: Sequence[dict], plan: Plan) -> list[dict]:
     """Misses by level, and how often the needle is chosen, by length."""
     found = []
     defined = [record for record in records if record["defined"]]
     for length in sorted({record["length"] for record in defined}):
         here = [record for record in defined if record["length"] == length]
-        levels = [np.array(record["levels"], int) for record in here]
+        levels, covers = (
+            [np.array(record[key], int) for record in here] for key in ("levels", "cover")
+        )
         for level in range(1, plan.opened.model.gist.levels + 1):
             stopped = np.array([np.sum(one == level) for one in levels], float)
-            came = np.array([np.sum(one <= level) for one in levels], float)
+            came = np.array([
+                np.sum((one <= level) & (first >= level))
+                for one, first in zip(levels, covers, strict=True)
+            ], float)  # fmt: skip
             found += _share("missed", stopped, came, plan.seed, level=level, length=length)
         opened = np.array([np.sum(one == 0) for one in levels], float)
         every = np.array([len(one) for one in levels], float)

@@ -7,6 +7,8 @@ from experiments.methods import Protocol, Scorer, focused
 from experiments.sessions import far_detail
 from experiments.suites import descent
 from experiments.suites.trials import Plan
+from mctx.focus import layout
+from mctx.focus.layout import FocusConfig
 from tests.runtime import small
 
 PROTOCOL = Protocol(budget=40, recent=2, sink=1)
@@ -34,6 +36,15 @@ def test_a_descent_that_sees_all_opens_what_scoring_all_would_choose(scorer):
     assert levels[24] == levels[27] == 2 and levels[32] == 3
 
 
+@pytest.mark.parametrize("blocks", [1, 3, 7, 22, 100])
+def test_the_cover_is_what_a_session_starts_with(blocks):
+    focus = FocusConfig(fanouts=(4, 4, 4, 4), sink=1, recent=2, capacity=64)
+    one = layout.initial(focus, blocks)
+    rows = slice(0, int(one.count))
+    expected = np.repeat(one.level[rows], focus.spans[one.level[rows]])
+    np.testing.assert_array_equal(descent.cover_of(focus, blocks), expected)
+
+
 def test_scores_of_all_blocks_are_the_lens_s_own(scorer):
     """Where the layout holds all gists side by side, they are what a refocus would look at."""
     one = session(scorer)
@@ -45,14 +56,16 @@ def test_scores_of_all_blocks_are_the_lens_s_own(scorer):
 def test_misses_are_told_by_level_of_those_that_came_so_far():
     plan = Plan(small.opened(), small.reader(), PROTOCOL, ("lens",), (64,))
     records = [
-        dict(defined=True, length=64, levels=levels, opened=share, seen=1.0)
-        for levels, share in (([0, 0, 1, 2], 1.0), ([0, 1, 3, 3], 0.5))
-    ]
+        dict(defined=True, length=64, levels=levels, cover=cover, opened=share, seen=1.0)
+        for levels, cover, share in (
+            ([0, 0, 1, 2], [3, 1, 2, 2], 1.0), ([0, 1, 3, 3], [2, 1, 3, 3], 0.5)
+        )
+    ]  # fmt: skip
     found = descent.rows(records, plan)
     by = {(r["view"], r["what"], r.get("level")): r["value"] for r in found}
     assert by["missed", "descent", 1] == pytest.approx(2 / 5)
-    assert by["missed", "descent", 2] == pytest.approx(1 / 6)
-    assert by["missed", "descent", 3] == pytest.approx(2 / 8)
+    assert by["missed", "descent", 2] == pytest.approx(1 / 4)  # two came from level 1 at best
+    assert by["missed", "descent", 3] == pytest.approx(2 / 3)
     assert by["opened", "descent", None] == pytest.approx(3 / 8)
     assert by["needle", "descent", None] == 0.5 and by["needle", "all gists at once", None] == 1.0
 
