@@ -17,7 +17,7 @@ import numpy as np
 from experiments.methods import Protocol
 from experiments.methods.focused import tokens_config
 from experiments.sessions import far_detail
-from experiments.statistics import Interval, interval, proportion
+from experiments.statistics import Interval, interval
 from experiments.suites import Suite
 from experiments.suites.segments import Segments
 from experiments.suites.views import View
@@ -28,8 +28,7 @@ from mctx.runtime import Session, focusing
 from mctx.tree.ingest import Reader
 
 LEFT, BY_RECENCY = "lens", "recency"  # sessions that were away, by what focuses
-MARGIN = 0.05  # nats/token within which a session reads as if it had never left
-HALF = 0.5  # of the far detail that is of the old subject: the focus is back
+HALF = 0.5  # of the far detail from before the return is of the old subject: the focus is back
 _numbers = itertools.count()
 
 
@@ -123,7 +122,7 @@ def _rows(kept: dict[str, list[Reading]], groups: np.ndarray, seed: int, turn: T
         old = np.array([[old_share(far, turn) for far in one.far] for one in kept[name]])
         for k in turn.counted():
             by_then = (old[:, : k + 1] >= HALF).any(axis=1).astype(float)
-            rows.append(_row("back", name, k, proportion(by_then), len(nll)))
+            rows.append(_row("back", name, k, interval(by_then, groups, seed), len(nll)))
             rows.append(_row("focus", name, k, interval(old[:, k], groups, seed), len(nll)))
             if k < turn.back:
                 rest = interval(nll[:, k:].mean(axis=1), groups, seed)
@@ -140,9 +139,10 @@ def _rows(kept: dict[str, list[Reading]], groups: np.ndarray, seed: int, turn: T
 
 
 def old_share(far: np.ndarray, turn: Turn) -> float:
-    """Of the far blocks in focus, the share that is not of the other subject; 0 of none."""
-    other = (far >= turn.before) & (far < turn.before + turn.away)
-    return 1.0 - float(other.mean()) if len(far) else 0.0
+    """Of the far blocks in focus that were there before the return, the share that is of the old
+    subject; 0 of none. What is read after the return would come into focus by reading on alone."""
+    there = far[far < turn.before + turn.away]
+    return float((there < turn.before).mean()) if len(there) else 0.0
 
 
 def common(wanted: np.ndarray, far: np.ndarray, turn: Turn) -> float:
@@ -158,8 +158,11 @@ def _row(view: str, what: str, k: int, found: Interval, n: int) -> dict:
 
 NATS, SHARE = "nats/token", "share"
 VIEWS = {
-    "back": View("Texts whose old subject is half of the far detail by then", "refocus", SHARE),
-    "focus": View("Far detail that is of the old subject", "refocus", SHARE, None, ("lines",)),
+    "back": View("Texts whose focus is back by then", "refocus", SHARE),
+    "focus": View(
+        "Far detail from before the return that is of the old subject", "refocus", SHARE, None,
+        ("lines",),
+    ),
     "same": View("Detail of a session that never left, in focus here too", "refocus", SHARE),
     "nll": View(
         "ΔNLL against a session that never left, block by block", "refocus", NATS, None,
@@ -178,8 +181,9 @@ SUITE = Suite(
         "Sessions of 512 entries read 4,096 tokens of a package or author, 4,096 of another, and "
         "512 of the first; refocus 0 is the last before the return, and one follows every 32 "
         "tokens. One that never left reads the same last tokens behind the first 4,096.",
-        f"Within {MARGIN} nats/token of it a session counts as back. Far detail: blocks shown as "
-        "tokens that are neither sinks nor among the last four.",
+        "Far detail: blocks shown as tokens that are neither sinks nor among the last four. A "
+        "focus is back once half of its far detail, what is read after the return left out, is of "
+        "the old subject; it counts as back from then on.",
     ),
     segments=12,
     views=VIEWS,
