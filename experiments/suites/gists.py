@@ -98,7 +98,8 @@ def measure(
     unlearned = {f"lod{level}" for level in range(model.gist.trained + 1, model.gist.levels + 1)}
     for row in rows:
         what = row["what"]
-        row |= {"entries": entries[what], "trained": unlearned.isdisjoint(what.split())}
+        learned = what not in few and unlearned.isdisjoint(what.split())
+        row |= {"entries": entries[what], "trained": learned}
         row |= {"sees_future": True} if "hindsight" in what else {}
     return {name: rows}
 

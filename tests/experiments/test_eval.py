@@ -118,6 +118,8 @@ def test_gists_tell_every_level_and_full_sees_what_none_does_not():
         "lod1 of another text": 4, "full": 16,
         **{f"{how} 1 in {n}": 16 // n for n in (8, 1) for how in gists.PLAIN},
     }  # fmt: skip
+    untrained = {f"{how} 1 in {n}" for n in (8, 1) for how in gists.PLAIN}
+    assert {row["what"] for row in found if not row["trained"]} == untrained
     value = {row["what"]: row["value"] for row in found}
     expected = np.mean([plain_nll(segment)[16:].mean() for segment in tokens])
     alone = np.mean([plain_nll(segment[16:]).mean() for segment in tokens])
