@@ -16,16 +16,17 @@ import numpy as np
 from experiments.methods import Scorer
 from experiments.methods.focused import roomy, tokens_config
 from experiments.sessions import far_detail
-from experiments.statistics import Interval, proportion, ratio
+from experiments.statistics import proportion, ratio
 from experiments.suites import Asking
 from experiments.suites.asking import covered, sample_facts, sample_of
 from experiments.suites.trials import Plan, Trial
-from experiments.suites.views import View
+from experiments.suites.views import View, row
 from mctx.focus.layout import FocusConfig, Layout, coarsest
 from mctx.runtime import Session
 
 FAMILY, LENS = "niah_single_2", "lens"
 DESCENT, FULL = "descent", "all gists at once"
+SHARE = "share"
 
 
 def trials(plan: Plan) -> list[dict]:
@@ -127,7 +128,7 @@ def rows(records: Sequence[dict], plan: Plan) -> list[dict]:
             hits = np.array([record[key] for record in here if record[key] is not None])
             if len(hits):
                 told = proportion((hits == 1).astype(float))
-                found.append(_row("needle", what, told, len(hits), length=length))
+                found.append(row("needle", what, SHARE, told, len(hits), length=length))
     return found
 
 
@@ -137,12 +138,7 @@ def _share(view: str, part: np.ndarray, whole: np.ndarray, seed: int, **where) -
     if not some.any():
         return []
     told = ratio(part[some], whole[some], seed=seed)
-    return [_row(view, DESCENT, told, int(some.sum()), **where)]
-
-
-def _row(view: str, what: str, found: Interval, n: int, **where) -> dict:
-    numbers = {"value": found.value, "low": found.low, "high": found.high}
-    return {"view": view, "what": what, **where, **numbers, "unit": VIEWS[view].unit, "n": n}
+    return [row(view, DESCENT, SHARE, told, int(some.sum()), **where)]
 
 
 def notes(records: Sequence[dict]) -> list[str]:
@@ -157,11 +153,9 @@ def notes(records: Sequence[dict]) -> list[str]:
 
 
 VIEWS = {
-    "missed": View(
-        "Wanted blocks missed at a level", "level", "share", "length", better="lower"
-    ),
-    "opened": View("Wanted blocks that the descent opens", "length", "share"),
-    "needle": View("The needle is chosen", "length", "share"),
+    "missed": View("Wanted blocks missed at a level", "level", SHARE, "length", better="lower"),
+    "opened": View("Wanted blocks that the descent opens", "length", SHARE),
+    "needle": View("The needle is chosen", "length", SHARE),
 }
 SUITE = Asking(
     trials,

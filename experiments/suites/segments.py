@@ -1,7 +1,6 @@
 """Text for a measurement: streams of tokens, and segments cut out of them."""
 
 from collections.abc import Iterable
-from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,11 +86,15 @@ def held_out_streams(checkpoint: Path, tokens: int, tokenizer: Tokenizer) -> Str
 def document_streams(
     documents: Iterable[Document], tokenizer: Tokenizer, unnamed: str = ""
 ) -> Streams:
-    """Documents of a package behind each other, each with its end, as corpora have them."""
+    """Documents of a package behind each other, wherever they stand, each with its end, as corpora
+    have them; packages in the order in which they first come."""
     end = np.array([tokenizer.eot_id], np.int32)
+    texts: dict[str, list[str]] = {}
+    for document in documents:
+        texts.setdefault(document.package, []).append(document.text)
     streams = {}
-    for package, members in groupby(documents, key=lambda document: document.package):
-        encoded = tokenizer.encode_batch([document.text for document in members])
+    for package, members in texts.items():
+        encoded = tokenizer.encode_batch(members)
         joined = np.concatenate([part for ids in encoded for part in (ids, end)])
         streams[f"{unnamed} {package}".strip()] = joined
     return streams

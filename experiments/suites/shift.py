@@ -17,10 +17,10 @@ import numpy as np
 from experiments.methods import Protocol
 from experiments.methods.focused import tokens_config
 from experiments.sessions import far_detail
-from experiments.statistics import Interval, interval
+from experiments.statistics import interval
 from experiments.suites import Suite
 from experiments.suites.segments import Segments
-from experiments.suites.views import View
+from experiments.suites.views import View, row
 from mctx.errors import UserError
 from mctx.models.wrapped import Wrapped
 from mctx.opened import Opened
@@ -117,24 +117,28 @@ class _Read:
 
 def _rows(kept: dict[str, list[Reading]], groups: np.ndarray, seed: int, turn: Turn) -> list[dict]:
     stayed, rows = kept["stayed"], []
+
+    def tell(view, what, k, each):
+        told = interval(each, groups, seed)
+        rows.append(row(view, what, VIEWS[view].unit, told, len(each), refocus=k))
+
     for name in (LEFT, BY_RECENCY):
         nll = np.array([a.nll - b.nll for a, b in zip(kept[name], stayed, strict=True)])
         old = np.array([[old_share(far, turn) for far in one.far] for one in kept[name]])
         for k in turn.counted():
             by_then = (old[:, : k + 1] >= HALF).any(axis=1).astype(float)
-            rows.append(_row("back", name, k, interval(by_then, groups, seed), len(nll)))
-            rows.append(_row("focus", name, k, interval(old[:, k], groups, seed), len(nll)))
+            tell("back", name, k, by_then)
+            tell("focus", name, k, old[:, k])
             if k < turn.back:
-                rest = interval(nll[:, k:].mean(axis=1), groups, seed)
-                rows.append(_row("after", name, k, rest, len(nll)))
+                tell("after", name, k, nll[:, k:].mean(axis=1))
         for k in range(turn.back):
-            rows.append(_row("nll", name, k, interval(nll[:, k], groups, seed), len(nll)))
+            tell("nll", name, k, nll[:, k])
     same = np.array([
         [common(b, a, turn) for a, b in zip(one.far, two.far, strict=True)]
         for one, two in zip(kept[LEFT], stayed, strict=True)
     ])  # fmt: skip
     for k in turn.counted():
-        rows.append(_row("same", LEFT, k, interval(same[:, k], groups, seed), len(same)))
+        tell("same", LEFT, k, same[:, k])
     return rows
 
 
@@ -149,11 +153,6 @@ def common(wanted: np.ndarray, far: np.ndarray, turn: Turn) -> float:
     """Of the blocks before the change that are `wanted`, the share that is in focus, too."""
     wanted = wanted[wanted < turn.before]
     return float(np.isin(wanted, far).mean()) if len(wanted) else 1.0
-
-
-def _row(view: str, what: str, k: int, found: Interval, n: int) -> dict:
-    numbers = {"value": found.value, "low": found.low, "high": found.high}
-    return {"view": view, "what": what, "refocus": k, **numbers, "unit": VIEWS[view].unit, "n": n}
 
 
 NATS, SHARE = "nats/token", "share"

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.text import Document
 from experiments import eval as evaluation
 from experiments.report import load_result
 from experiments.suites import base, gists, rows
-from experiments.suites.segments import Segments, cut
+from experiments.suites.segments import Segments, cut, document_streams
 from experiments.suites.texts import source_streams
 from mctx.errors import UserError
 from mctx.models.base import Rows
@@ -75,6 +76,16 @@ def test_documents_end_with_the_end_of_text(bundle, tmp_path):
     (stream,) = streams.values()
     assert "nobody knows" in notes[0]
     np.testing.assert_array_equal(stream, [1, 2, tokenizer.eot_id])
+
+
+def test_documents_of_an_author_are_joined_wherever_they_stand(bundle):
+    tokenizer = Tokenizer.load(bundle)
+    end = tokenizer.eot_id
+    told = (("Bo", "w3"), ("Al", "w1 w2"), ("Bo", "w4"), ("Al", "w5"))
+    streams = document_streams([Document(author, "", words) for author, words in told], tokenizer)
+    assert list(streams) == ["Bo", "Al"]
+    np.testing.assert_array_equal(streams["Bo"], [3, end, 4, end])
+    np.testing.assert_array_equal(streams["Al"], [1, 2, end, 5, end])
 
 
 @pytest.mark.parametrize("n", [1, 4, 6])
