@@ -22,7 +22,7 @@ from rich.console import Console
 
 from experiments import pictures
 from experiments.entry import Parser, run
-from experiments.tables import by_split, fact_text, is_bound, markdown_table, print_table
+from experiments.tables import by_split, fact_text, markdown_table, print_table
 from mctx.errors import UserError
 from mctx.telemetry import METRICS_FILE, read_scalars
 
@@ -133,7 +133,7 @@ def _draw_cost(result: Mapping, view: Mapping, rows: Sequence[Mapping], title, p
     costs = [c for c in result["costs"] if (c["length"], c["budget"]) == (length, budget)]
     rows = [row for row in rows if row["length"] == length]
     if costs:
-        bounds = {row["what"] for row in rows if is_bound(row)}
+        bounds = {row["what"] for row in rows if pictures.is_bound(row)}
         told = f"{title} · {fact_text('length', length)}"
         pictures.tradeoff(view, rows, costs, bounds, told, path)
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.pictures import BOUNDS, INTERVAL, INTERVALS
+from experiments.pictures import INTERVAL, INTERVALS, is_bound
 
 HEADINGS = {"what": "", "delta_nll": "ΔNLL"}
 ENDS = [end for ends in INTERVALS.values() for end in ends]
@@ -145,11 +145,6 @@ def fact_text(key: str | None, value) -> str:
         return value
     number = f"{value:,}" if isinstance(value, int) else f"{value:g}"
     return f"{number} tokens" if key == "length" else f"{key} {number}"
-
-
-def is_bound(row: Mapping) -> bool:
-    """Whether the row is of something that sees what no method may."""
-    return row["what"] in BOUNDS or bool(row.get("sees_future"))
 
 
 def _order(value) -> tuple:

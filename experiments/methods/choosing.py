@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments.methods.standing import Asked
 from mctx.errors import UserError
+from mctx.models.finder import attended, log_shares, queries_of
 from mctx.models.wrapped import Wrapped
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def attention(scorer: Scorer, asked: Asked) -> np.ndarray:
     states = scorer.history.cache.states(scorer.blocks, QUERY_TOKENS)
     static, params = (scorer.model,), scorer.params["base"]["layers"]
     query = scorer.run(queries, static, params, states)
-    total = np.full(query.shape[:3], -np.inf, np.float32)
+    total = np.full(query.shape[:4], -np.inf, np.float32)
     found = []
     for blocks, shown in pieces:
         keys = scorer.history.cache.get(blocks).k
@@ -115,10 +116,9 @@ def attention(scorer: Scorer, asked: Asked) -> np.ndarray:
 def attention_of(model: Wrapped, layers: dict, states: jax.Array, keys: jax.Array) -> jax.Array:
     """As `attention`, of blocks that are all at hand: states [L + 1, Q, D] of the last tokens,
     keys [L, n·K_1, K, h], unrotated -> [n]."""
-    query = queries(model, layers, states)
-    blocks = keys.reshape(keys.shape[0], -1, model.gist.block, *keys.shape[2:]).swapaxes(0, 1)
-    total = jnp.full(query.shape[:3], -jnp.inf)
-    return _shares(*_attended(query, blocks, jnp.ones(len(blocks), bool), total)[::-1])
+    every = np.ones(keys.shape[1] // model.gist.block, bool)
+    each = attended(queries(model, layers, states), keys.swapaxes(1, 2), every)
+    return _shares(each, jax.nn.logsumexp(each, axis=-1))
 
 
 def _pieces(count):
@@ -132,29 +132,16 @@ def _pieces(count):
 @functools.partial(jax.jit, static_argnums=0)
 def queries(model: Wrapped, layers: dict, states: jax.Array) -> jax.Array:
     """The base's queries, before rotation, of tokens with these states [L + 1, Q, D]: in every
-    layer [L, Q, N, h]."""
-    x = _normed(states[:-1], layers["attn_norm"]["scale"], model.base.norm_eps)
-    q = jnp.einsum("lqd,ldnh->lqnh", x, layers["attn"]["q"]["kernel"])
-    if model.base.qkv_bias:
-        q = q + layers["attn"]["q"]["bias"][:, None]
-    if model.base.qk_norm:
-        q = _normed(q, layers["attn"]["q_norm"]["scale"][:, None], model.base.norm_eps)
-    return q
-
-
-def _normed(x, scale, eps):
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps) * scale[:, None]
+    layer [L, K, Q, G, h]."""
+    return jax.vmap(functools.partial(queries_of, model.base))(layers, states[:-1]).swapaxes(1, 2)
 
 
 @jax.jit
 def _attended(query, keys, shown, total):
-    """Of blocks [n, L, K_1, K, h]: log of the summed exp of their logits [L, Q, N, n], and the
-    total [L, Q, N] so far with theirs."""
-    heads = keys.shape[3]
-    grouped = query.reshape(*query.shape[:2], heads, -1, query.shape[3])
-    logits = jnp.einsum("lqkgh,nltkh->lqkgnt", grouped, keys) * query.shape[3] ** -0.5
-    each = jax.nn.logsumexp(logits, axis=-1).reshape(*query.shape[:3], -1)
-    each = jnp.where(shown, each, -jnp.inf)
+    """Of blocks [n, L, K_1, K, h]: log of the summed exp of their logits [L, K, Q, G, n], and the
+    total [L, K, Q, G] so far with theirs."""
+    keys = keys.transpose(1, 3, 0, 2, 4)  # [L, K, n, K_1, h]
+    each = attended(query, keys.reshape(*keys.shape[:2], -1, keys.shape[-1]), shown)
     return jnp.logaddexp(total, jax.nn.logsumexp(each, axis=-1)), each
 
 
@@ -162,7 +149,7 @@ def _attended(query, keys, shown, total):
 def _shares(each, total):
     """The largest share of a query's attention that each block gets, over layers, queries and
     heads: [n]. (Means are those of heads that look nowhere in particular.)"""
-    return jnp.exp(each - total[..., None]).max(axis=(0, 1, 2))
+    return jnp.exp(log_shares(each, total)).max(axis=(0, 1, 2))
 
 
 def _old(scorer) -> int:

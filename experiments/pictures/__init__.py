@@ -1,6 +1,6 @@
 """Pictures of results and runs, drawn from their files alone, in colours safe for every eye."""
 
-from experiments.pictures.bars import BOUNDS, INTERVAL, INTERVALS, bar_chart, chart_measure
+from experiments.pictures.bars import INTERVAL, INTERVALS, bar_chart, chart_measure, is_bound
 from experiments.pictures.calibration import calibration
 from experiments.pictures.comparisons import heatmaps, lines
 from experiments.pictures.curves import (
@@ -17,7 +17,6 @@ from experiments.pictures.page import page
 from experiments.pictures.tradeoff import tradeoff
 
 __all__ = [
-    "BOUNDS",
     "INTERVAL",
     "INTERVALS",
     "LOD_LOOKS",
@@ -28,6 +27,7 @@ __all__ = [
     "growth",
     "heatmaps",
     "in_focus",
+    "is_bound",
     "is_loss",
     "is_refocus",
     "lines",

@@ -78,8 +78,13 @@ def bar_chart(result: Mapping, path: str | Path) -> None:
         save(figure, path)
 
 
+def is_bound(row: Mapping) -> bool:
+    """Whether the row is of something that sees what no method may."""
+    return row["what"] in BOUNDS or bool(row.get("sees_future"))
+
+
 def _bar_look(row: Mapping) -> dict:
-    if row["what"] in BOUNDS:
+    if is_bound(row):
         return {"facecolor": "white", "edgecolor": FAINT, "linestyle": "--", "lw": 1.4}
     colour = BASELINE if row["what"] in BASELINES else METHOD
     if row.get("trained") is False:

@@ -16,16 +16,17 @@ import numpy as np
 from experiments.methods import Scorer
 from experiments.methods.focused import roomy, tokens_config
 from experiments.sessions import far_detail
-from experiments.statistics import Interval, proportion, ratio
+from experiments.statistics import proportion, ratio
 from experiments.suites import Asking
 from experiments.suites.asking import covered, sample_facts, sample_of
 from experiments.suites.trials import Plan, Trial
-from experiments.suites.views import View
-from mctx.focus.layout import Layout
+from experiments.suites.views import View, row
+from mctx.focus.layout import FocusConfig, Layout, coarsest
 from mctx.runtime import Session
 
 FAMILY, LENS = "niah_single_2", "lens"
 DESCENT, FULL = "descent", "all gists at once"
+SHARE = "share"
 
 
 def trials(plan: Plan) -> list[dict]:
@@ -46,8 +47,9 @@ def _ask(support: Sequence[tuple[int, int]], scorer: Scorer, method: str) -> dic
     """What the session's own focus and full scoring make of one history.
 
     levels: of every block that full scoring chooses, as many as the session shows, the level of
-    the session's node that holds it: 0 where it was opened. opened, seen: share of the needle's
-    blocks that the session shows, and that full scoring chooses.
+    the session's node that holds it: 0 where it was opened. cover: the level of the node that held
+    it at first. opened, seen: share of the needle's blocks that the session shows, and that full
+    scoring chooses.
     """
     if method != LENS:
         return None
@@ -61,6 +63,7 @@ def _ask(support: Sequence[tuple[int, int]], scorer: Scorer, method: str) -> dic
     wanted = np.argsort(-worth, kind="stable")[: len(detail)]
     return {
         "levels": levels_of(session, wanted),
+        "cover": cover_of(session.focus, session.blocks)[wanted].tolist(),
         "opened": covered(support, detail, block),
         "seen": covered(support, wanted, block),
     }
@@ -95,16 +98,28 @@ def levels_of(session: Session, blocks: np.ndarray) -> list[int]:
     return level[np.searchsorted(start, blocks, "right") - 1].tolist()
 
 
+def cover_of(focus: FocusConfig, blocks: int) -> np.ndarray:
+    """The level of the node of the coarsest layout that holds each block: [blocks]. Levels rise
+    behind the sinks and fall before the recent blocks, so that not all begin at the highest."""
+    level, _, count = coarsest(focus, blocks)
+    return np.repeat(level, np.asarray(count) * focus.spans[level])
+
+
 def rows(records: Sequence[dict], plan: Plan) -> list[dict]:
     """Misses by level, and how often the needle is chosen, by length."""
     found = []
     defined = [record for record in records if record["defined"]]
     for length in sorted({record["length"] for record in defined}):
         here = [record for record in defined if record["length"] == length]
-        levels = [np.array(record["levels"], int) for record in here]
+        levels, covers = (
+            [np.array(record[key], int) for record in here] for key in ("levels", "cover")
+        )
         for level in range(1, plan.opened.model.gist.levels + 1):
             stopped = np.array([np.sum(one == level) for one in levels], float)
-            came = np.array([np.sum(one <= level) for one in levels], float)
+            came = np.array([
+                np.sum((one <= level) & (first >= level))
+                for one, first in zip(levels, covers, strict=True)
+            ], float)  # fmt: skip
             found += _share("missed", stopped, came, plan.seed, level=level, length=length)
         opened = np.array([np.sum(one == 0) for one in levels], float)
         every = np.array([len(one) for one in levels], float)
@@ -113,7 +128,7 @@ def rows(records: Sequence[dict], plan: Plan) -> list[dict]:
             hits = np.array([record[key] for record in here if record[key] is not None])
             if len(hits):
                 told = proportion((hits == 1).astype(float))
-                found.append(_row("needle", what, told, len(hits), length=length))
+                found.append(row("needle", what, SHARE, told, len(hits), length=length))
     return found
 
 
@@ -123,12 +138,7 @@ def _share(view: str, part: np.ndarray, whole: np.ndarray, seed: int, **where) -
     if not some.any():
         return []
     told = ratio(part[some], whole[some], seed=seed)
-    return [_row(view, DESCENT, told, int(some.sum()), **where)]
-
-
-def _row(view: str, what: str, found: Interval, n: int, **where) -> dict:
-    numbers = {"value": found.value, "low": found.low, "high": found.high}
-    return {"view": view, "what": what, **where, **numbers, "unit": VIEWS[view].unit, "n": n}
+    return [row(view, DESCENT, SHARE, told, int(some.sum()), **where)]
 
 
 def notes(records: Sequence[dict]) -> list[str]:
@@ -143,11 +153,9 @@ def notes(records: Sequence[dict]) -> list[str]:
 
 
 VIEWS = {
-    "missed": View(
-        "Wanted blocks missed at a level", "level", "share", "length", better="lower"
-    ),
-    "opened": View("Wanted blocks that the descent opens", "length", "share"),
-    "needle": View("The needle is chosen", "length", "share"),
+    "missed": View("Wanted blocks missed at a level", "level", SHARE, "length", better="lower"),
+    "opened": View("Wanted blocks that the descent opens", "length", SHARE),
+    "needle": View("The needle is chosen", "length", SHARE),
 }
 SUITE = Asking(
     trials,

@@ -18,7 +18,7 @@ import numpy as np
 from experiments.statistics import interval
 from experiments.suites import Suite
 from experiments.suites.masks import masked_nll
-from experiments.suites.rows import BATCH, in_batches, nll_row, recovered_rows, spread
+from experiments.suites.rows import in_batches, nll_row, recovered_rows, spread
 from experiments.suites.segments import Segments
 from mctx.focus.bank import Bank, BankShape, make_bank, plain_context
 from mctx.models.base import Rows, token_hits, token_nll
@@ -67,16 +67,17 @@ def measure(
     scored = protocol.scored
 
     @jax.jit
-    def score(params, tokens):
+    def score(params, tokens, others):
         history, tail = jnp.split(tokens, [protocol.history], axis=1)
         bank = make_bank(model, params, history)
+        another = make_bank(model, params, others[:, : protocol.history])
 
         def behind(bank, masks):
             masks = jnp.broadcast_to(masks[:, None], (len(masks), len(tokens), masks.shape[1]))
             return masked_nll(model, params, shape, bank, tail, masks, scored).mean(axis=-1)
 
         nll = behind(bank, shown)
-        strange = behind(of_another(bank), (shape.node_level == 1)[None])
+        strange = behind(another, (shape.node_level == 1)[None])
         rows = Rows(*(x[:, :, : protocol.history] for x in bank.rows))
         looked = [looks(model, params, bank, rows, text) for text in (history, tail[:, :-1])]
         few = untrained(rows, looked, protocol, model.gist.block)
@@ -87,17 +88,18 @@ def measure(
         nll = tail_nll(model, params, tail, *plain_context(prefix, rows))
         return nll[:, -scored:].mean(axis=1, keepdims=True)
 
-    order = apart(segments.units)
-    columns = in_batches(functools.partial(score, params), segments.tokens[order]).T
+    tokens = segments.tokens
+    columns = in_batches(functools.partial(score, params), tokens, tokens[segments.partners]).T
     entries = {way: count for way, (_, count) in ways.items()}
     entries |= {"lod1 of another text": entries["lod1"]} | few
     nll = dict(zip(entries, columns, strict=True))
     none, full = nll.pop("recent"), nll.pop("full")
-    rows = recovered_rows(none, full, nll, segments.units[order], seed)
+    rows = recovered_rows(none, full, nll, segments.units, seed)
     unlearned = {f"lod{level}" for level in range(model.gist.trained + 1, model.gist.levels + 1)}
     for row in rows:
         what = row["what"]
-        row |= {"entries": entries[what], "trained": unlearned.isdisjoint(what.split())}
+        learned = what not in few and unlearned.isdisjoint(what.split())
+        row |= {"entries": entries[what], "trained": learned}
         row |= {"sees_future": True} if "hindsight" in what else {}
     return {name: rows}
 
@@ -132,18 +134,6 @@ def far_part(model: Wrapped, protocol: Protocol) -> tuple[int, int]:
         if far:
             return far, level
     return 0, 0
-
-
-def apart(units: np.ndarray) -> np.ndarray:
-    """An order of segments, which come by text, in which neighbours of a batch are of other texts
-    where there are some: [n] of what each is of -> [n]."""
-    calls = -(-len(units) // BATCH)
-    return np.argsort(np.arange(len(units)) % calls, kind="stable")
-
-
-def of_another(bank: Bank) -> Bank:
-    """Every text with the rows of the one beside it."""
-    return bank._replace(rows=Rows(*(jnp.roll(x, 1, axis=1) for x in bank.rows)))
 
 
 def looks(model: Wrapped, params: dict, bank: Bank, rows: Rows, text: jax.Array) -> jax.Array:
@@ -234,7 +224,8 @@ def far(opened, segments, seed, protocol: Protocol = FAR) -> dict[str, list[dict
 UNTRAINED = (
     "*1 in* n: as many rows, untrained: of every n-th token, of n in the mean, those of a block "
     "that a repetition of the text looks at most, or the continuation does, by layer and head. "
-    "*Of another text*: gists of another segment, which should be worse than none."
+    "*Of another text*: gists of a segment of another package or author, where there is one, which "
+    "should be worse than none."
 )
 SUITE = Suite(
     ("base", "gistnet"),

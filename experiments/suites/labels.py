@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.statistics import Interval, interval, ratio
+from experiments.statistics import interval, ratio
 from experiments.suites import Suite
 from experiments.suites.blocks import (
     Protocol,
@@ -27,7 +27,7 @@ from experiments.suites.blocks import (
 )
 from experiments.suites.rows import in_batches
 from experiments.suites.segments import Segments
-from experiments.suites.views import View
+from experiments.suites.views import View, row
 from mctx.focus.bank import Bank, context_of, make_bank
 from mctx.models.wrapped import Wrapped, tail_nll
 from mctx.opened import Opened
@@ -37,7 +37,7 @@ EDITS = ("shown", "expanded", "hidden", "collapsed")
 JUDGED = ("lens", "gradient")  # whose nats are held against those that are realised
 RANKED_ONLY = ("recency", "query gradient")  # whose zero means nothing
 HELPS = "every block helps"
-BINS = 8
+BINS, NATS = 8, "nats"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +163,8 @@ def agreement(
         found["sign"] = interval(right.mean(axis=1), groups, seed)
         found["weighed"] = ratio((right * weight).sum(1), weight.sum(1), groups, seed)
     return [
-        _row(view, name, told, len(exact), edit=edit) for view, told in found.items()
+        row(view, name, VIEWS[view].unit, told, len(exact), edit=edit)
+        for view, told in found.items()
     ]
 
 
@@ -187,13 +188,8 @@ def calibration(
     for number, where in enumerate(np.array_split(order, BINS), 1):
         for what, values in (("predicted", guess), ("realised", exact)):
             told = interval(values.ravel()[where].astype(np.float64), of[where], seed)
-            rows.append(_row("calibration", what, told, len(where), bin=number, of=name))
+            rows.append(row("calibration", what, NATS, told, len(where), bin=number, of=name))
     return rows
-
-
-def _row(view: str, what: str, found: Interval, n: int, **where) -> dict:
-    numbers = {"value": found.value, "low": found.low, "high": found.high}
-    return {"view": view, "what": what, **where, **numbers, "unit": VIEWS[view].unit, "n": n}
 
 
 VIEWS = {
@@ -201,7 +197,7 @@ VIEWS = {
     "sign": View("Blocks whose sign is foreseen", "edit", "share"),
     "weighed": View("The same, blocks weighed by the nats that they are worth", "edit", "share"),
     "calibration": View(
-        "Predicted and realised worth of blocks", "bin", "nats", "of",
+        "Predicted and realised worth of blocks", "bin", NATS, "of",
         ("calibration",), better="",
     ),
 }  # fmt: skip

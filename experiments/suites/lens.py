@@ -128,7 +128,7 @@ def _rows(nll: Mapping, groups: np.ndarray, seed: int, chosen: int) -> list[dict
     for what, (silent, gists) in nll.items():
         told = spread(interval(gists.astype(np.float64), groups, seed), "with_gists")
         row = nll_row(what, silent, groups, seed, blocks_chosen=chosen)
-        row |= {"sees_future": True} if what == CROSSED else {}
+        row |= {"sees_future": True} if what in (BOUND, CROSSED) else {}
         rows.append(
             row | back(silent, "recovered") | told | back(gists, "recovered_with_gists")
         )

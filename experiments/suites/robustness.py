@@ -26,7 +26,7 @@ from experiments.suites.blocks import (
 )
 from experiments.suites.rows import in_batches
 from experiments.suites.segments import Segments
-from experiments.suites.views import View
+from experiments.suites.views import View, row
 from mctx.focus.bank import BankShape, make_bank
 from mctx.models.wrapped import Wrapped
 from mctx.opened import Opened
@@ -64,17 +64,15 @@ def measure(
         RECENCY: np.broadcast_to(np.arange(shape.blocks), plain.shape),
         RANDOM: rng.uniform(size=plain.shape),
     }
-    rows = []
-    for size in protocol.noise:
-        rows += told("noise", size, tokens, {LENS: plain + size * drawn, **others})
-    rows += told("harm", PLAIN, tokens, {LENS: plain, **others})
-    rows += told("harm", SHUFFLED, tokens, {LENS: moved, **others})
+    cases = {("noise", size): plain + size * drawn for size in protocol.noise}
+    cases |= {("harm", PLAIN): plain, ("harm", SHUFFLED): moved}
+    rows = told(tokens, others, cases)
     for count in protocol.planted:
         name = f"{count} look-alike{'s' * (count > 1)} planted"
         where = rng.uniform(size=plain.shape)
         changed = planted(protocol, shape, tokens, best(where, count))
         found = scores(opened, protocol, changed, unmoved(shape, len(tokens)))
-        rows += told("harm", name, changed, {LENS: found, **others})
+        rows += told(changed, others, {("harm", name): found})
         rows += _taken(name, best(where, count), found, others, protocol, groups, seed)
     return {"robustness": rows}
 
@@ -132,26 +130,32 @@ def _told(
     protocol: Harm,
     groups: np.ndarray,
     seed: int,
-    view: str,
-    case: float | str,
     tokens: np.ndarray,
-    worth: Mapping[str, np.ndarray],
+    others: Mapping[str, np.ndarray],
+    cases: Mapping[tuple, np.ndarray],
 ) -> list[dict]:
-    """Rows of one case: what each recovers, and NLL less that of the most recent blocks."""
-    chosen = [best(some, protocol.chosen) for some in worth.values()]
+    """Rows of the cases of one text: what each way recovers, and NLL less that of the most recent
+    blocks. `cases`: the lens's scores by view and case; `others`: those of who does not change."""
+    worth = [*others.values(), *cases.values()]
+    chosen = [best(some, protocol.chosen) for some in worth]
     masks = np.stack([np.zeros_like(chosen[0]), *chosen], axis=1)
     shown = nodes_shown(protocol.shape(opened.model), masks, gists=False)
     nll = nll_behind(opened, protocol, tokens, shown, protocol.chosen).mean(axis=-1)
-    by = dict(zip((NOTHING, *worth), nll.astype(np.float64).T, strict=True))
+    by = dict(zip((NOTHING, *others, *cases), nll.astype(np.float64).T, strict=True))
     room = by[NOTHING] - nll_of_all(opened, protocol, tokens)
     rows = []
-    for name in worth:
-        if interval(room, groups, seed).low > 0:
-            told = ratio(by[NOTHING] - by[name], room, groups, seed)
-            rows.append(_row(view, name, case, told, len(room)))
-        if name != RECENCY:
-            told = interval(by[name] - by[RECENCY], groups, seed)
-            rows.append(_row(f"{view}_delta", name, case, told, len(room)))
+
+    def tell(view, what, told, case):
+        where = {VIEWS[view].across: case}
+        rows.append(row(view, what, VIEWS[view].unit, told, len(room), **where))
+
+    for view, case in cases:
+        for name in (LENS, *others):
+            own = by[(view, case) if name == LENS else name]
+            if interval(room, groups, seed).low > 0:
+                tell(view, name, ratio(by[NOTHING] - own, room, groups, seed), case)
+            if name != RECENCY:
+                tell(f"{view}_delta", name, interval(own - by[RECENCY], groups, seed), case)
     return rows
 
 
@@ -161,17 +165,11 @@ def _taken(case, where, lens, others, protocol, groups, seed) -> list[dict]:
     for name, worth in {LENS: lens, **others}.items():
         hit = (best(worth, protocol.chosen) & where).sum(axis=1)
         told = ratio(hit, where.sum(axis=1), groups, seed)
-        rows.append(_row("taken", name, case, told, len(lens)))
+        rows.append(row("taken", name, SHARE, told, len(lens), case=case))
     return rows
 
 
-def _row(view: str, what: str, case, found, n: int) -> dict:
-    numbers = {"value": found.value, "low": found.low, "high": found.high}
-    where = {VIEWS[view].across: case}
-    return {"view": view, "what": what, **where, **numbers, "unit": VIEWS[view].unit, "n": n}
-
-
-GAIN, NATS = "of full attention's gain", "nats/token"
+GAIN, NATS, SHARE = "of full attention's gain", "nats/token", "share"
 VIEWS = {
     "noise": View("Recovered under noise on the lens's scores", "noise", GAIN, None, ("lines",)),
     "noise_delta": View(
@@ -180,7 +178,7 @@ VIEWS = {
     ),
     "harm": View("Recovered by a lens that is misled", "case", GAIN),
     "harm_delta": View("ΔNLL against the most recent blocks", "case", NATS, better="lower"),
-    "taken": View("Look-alikes that are chosen", "case", "share", better=""),
+    "taken": View("Look-alikes that are chosen", "case", SHARE, better=""),
 }  # fmt: skip
 SUITE = Suite(
     ("base", "gistnet", "lensnet"),

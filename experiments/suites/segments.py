@@ -1,7 +1,6 @@
 """Text for a measurement: streams of tokens, and segments cut out of them."""
 
 from collections.abc import Iterable
-from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +32,14 @@ class Segments(NamedTuple):
         """What a bootstrap draws as one, [n]: whole groups; of a single group, its segments."""
         _, member = np.unique(self.groups, return_inverse=True)
         return member if member.max() else np.arange(len(member))
+
+    @property
+    def partners(self) -> np.ndarray:
+        """For each segment the next one of another group; of a single group, the next: [n]."""
+        _, member = np.unique(self.groups, return_inverse=True)
+        after = np.add.outer(np.arange(len(member)), np.arange(1, len(member) + 1)) % len(member)
+        other = member[after] != member[:, None]
+        return np.take_along_axis(after, other.argmax(axis=1)[:, None], axis=1)[:, 0]
 
     @property
     def interval(self) -> str:
@@ -79,11 +86,15 @@ def held_out_streams(checkpoint: Path, tokens: int, tokenizer: Tokenizer) -> Str
 def document_streams(
     documents: Iterable[Document], tokenizer: Tokenizer, unnamed: str = ""
 ) -> Streams:
-    """Documents of a package behind each other, each with its end, as corpora have them."""
+    """Documents of a package behind each other, wherever they stand, each with its end, as corpora
+    have them; packages in the order in which they first come."""
     end = np.array([tokenizer.eot_id], np.int32)
+    texts: dict[str, list[str]] = {}
+    for document in documents:
+        texts.setdefault(document.package, []).append(document.text)
     streams = {}
-    for package, members in groupby(documents, key=lambda document: document.package):
-        encoded = tokenizer.encode_batch([document.text for document in members])
+    for package, members in texts.items():
+        encoded = tokenizer.encode_batch(members)
         joined = np.concatenate([part for ids in encoded for part in (ids, end)])
         streams[f"{unnamed} {package}".strip()] = joined
     return streams

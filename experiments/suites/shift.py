@@ -17,10 +17,10 @@ import numpy as np
 from experiments.methods import Protocol
 from experiments.methods.focused import tokens_config
 from experiments.sessions import far_detail
-from experiments.statistics import Interval, interval, proportion
+from experiments.statistics import interval
 from experiments.suites import Suite
 from experiments.suites.segments import Segments
-from experiments.suites.views import View
+from experiments.suites.views import View, row
 from mctx.errors import UserError
 from mctx.models.wrapped import Wrapped
 from mctx.opened import Opened
@@ -28,8 +28,7 @@ from mctx.runtime import Session, focusing
 from mctx.tree.ingest import Reader
 
 LEFT, BY_RECENCY = "lens", "recency"  # sessions that were away, by what focuses
-MARGIN = 0.05  # nats/token within which a session reads as if it had never left
-HALF = 0.5  # of the far detail that is of the old subject: the focus is back
+HALF = 0.5  # of the far detail from before the return is of the old subject: the focus is back
 _numbers = itertools.count()
 
 
@@ -73,10 +72,16 @@ class Reading(NamedTuple):
 def measure(
     opened: Opened, segments: Segments, seed: int, turn: Turn = STANDARD
 ) -> dict[str, list[dict]]:
-    """Rows of the views back, focus, same, nll and after, in one result."""
+    """Rows of the views back, focus, same, nll and after, in one result.
+
+    Raises:
+      UserError: all segments are of one package or author.
+    """
+    if len(set(segments.groups)) < 2:
+        raise UserError("a subject changes between two packages or authors: give more text.")
     reader, block = Reader(opened.model, opened.params), opened.model.gist.block
     kept: dict[str, list] = {LEFT: [], BY_RECENCY: [], "stayed": []}
-    for tokens, other in zip(segments.tokens, partners(segments), strict=True):
+    for tokens, other in zip(segments.tokens, segments.partners, strict=True):
         first, again = np.split(tokens, [turn.before * block])
         between = segments.tokens[other][: turn.away * block]
         read = _Read(opened, reader, turn)
@@ -84,18 +89,6 @@ def measure(
         kept[BY_RECENCY].append(read(np.concatenate([first, between]), again, focusing.recency))
         kept["stayed"].append(read(first, again, None))
     return {"shift": _rows(kept, segments.units, seed, turn)}
-
-
-def partners(segments: Segments) -> list[int]:
-    """For each segment the next one of another package or author."""
-    count, found = len(segments.groups), []
-    for at, group in enumerate(segments.groups):
-        turns = ((at + step) % count for step in range(1, count))
-        other = next((i for i in turns if segments.groups[i] != group), None)
-        if other is None:
-            raise UserError("a subject changes between two packages or authors: give more text.")
-        found.append(other)
-    return found
 
 
 @dataclasses.dataclass
@@ -124,31 +117,36 @@ class _Read:
 
 def _rows(kept: dict[str, list[Reading]], groups: np.ndarray, seed: int, turn: Turn) -> list[dict]:
     stayed, rows = kept["stayed"], []
+
+    def tell(view, what, k, each):
+        told = interval(each, groups, seed)
+        rows.append(row(view, what, VIEWS[view].unit, told, len(each), refocus=k))
+
     for name in (LEFT, BY_RECENCY):
         nll = np.array([a.nll - b.nll for a, b in zip(kept[name], stayed, strict=True)])
         old = np.array([[old_share(far, turn) for far in one.far] for one in kept[name]])
         for k in turn.counted():
             by_then = (old[:, : k + 1] >= HALF).any(axis=1).astype(float)
-            rows.append(_row("back", name, k, proportion(by_then), len(nll)))
-            rows.append(_row("focus", name, k, interval(old[:, k], groups, seed), len(nll)))
+            tell("back", name, k, by_then)
+            tell("focus", name, k, old[:, k])
             if k < turn.back:
-                rest = interval(nll[:, k:].mean(axis=1), groups, seed)
-                rows.append(_row("after", name, k, rest, len(nll)))
+                tell("after", name, k, nll[:, k:].mean(axis=1))
         for k in range(turn.back):
-            rows.append(_row("nll", name, k, interval(nll[:, k], groups, seed), len(nll)))
+            tell("nll", name, k, nll[:, k])
     same = np.array([
         [common(b, a, turn) for a, b in zip(one.far, two.far, strict=True)]
         for one, two in zip(kept[LEFT], stayed, strict=True)
     ])  # fmt: skip
     for k in turn.counted():
-        rows.append(_row("same", LEFT, k, interval(same[:, k], groups, seed), len(same)))
+        tell("same", LEFT, k, same[:, k])
     return rows
 
 
 def old_share(far: np.ndarray, turn: Turn) -> float:
-    """Of the far blocks in focus, the share that is not of the other subject; 0 of none."""
-    other = (far >= turn.before) & (far < turn.before + turn.away)
-    return 1.0 - float(other.mean()) if len(far) else 0.0
+    """Of the far blocks in focus that were there before the return, the share that is of the old
+    subject; 0 of none. What is read after the return would come into focus by reading on alone."""
+    there = far[far < turn.before + turn.away]
+    return float((there < turn.before).mean()) if len(there) else 0.0
 
 
 def common(wanted: np.ndarray, far: np.ndarray, turn: Turn) -> float:
@@ -157,15 +155,13 @@ def common(wanted: np.ndarray, far: np.ndarray, turn: Turn) -> float:
     return float(np.isin(wanted, far).mean()) if len(wanted) else 1.0
 
 
-def _row(view: str, what: str, k: int, found: Interval, n: int) -> dict:
-    numbers = {"value": found.value, "low": found.low, "high": found.high}
-    return {"view": view, "what": what, "refocus": k, **numbers, "unit": VIEWS[view].unit, "n": n}
-
-
 NATS, SHARE = "nats/token", "share"
 VIEWS = {
-    "back": View("Texts whose old subject is half of the far detail by then", "refocus", SHARE),
-    "focus": View("Far detail that is of the old subject", "refocus", SHARE, None, ("lines",)),
+    "back": View("Texts whose focus is back by then", "refocus", SHARE),
+    "focus": View(
+        "Far detail from before the return that is of the old subject", "refocus", SHARE, None,
+        ("lines",),
+    ),
     "same": View("Detail of a session that never left, in focus here too", "refocus", SHARE),
     "nll": View(
         "ΔNLL against a session that never left, block by block", "refocus", NATS, None,
@@ -184,8 +180,9 @@ SUITE = Suite(
         "Sessions of 512 entries read 4,096 tokens of a package or author, 4,096 of another, and "
         "512 of the first; refocus 0 is the last before the return, and one follows every 32 "
         "tokens. One that never left reads the same last tokens behind the first 4,096.",
-        f"Within {MARGIN} nats/token of it a session counts as back. Far detail: blocks shown as "
-        "tokens that are neither sinks nor among the last four.",
+        "Far detail: blocks shown as tokens that are neither sinks nor among the last four. A "
+        "focus is back once half of its far detail, what is read after the return left out, is of "
+        "the old subject; it counts as back from then on.",
     ),
     segments=12,
     views=VIEWS,

@@ -103,11 +103,10 @@ def by_group(
     source: str, documents: Iterable[Document], tokenizer: Tokenizer, least: int, most: int
 ) -> list[Stream]:
     """A stream a package, folder or author; a document without one is its own."""
-    named = [d._replace(package=d.package or d.name) for d in documents]
-    ordered = sorted(named, key=lambda document: document.package)
+    named = (d._replace(package=d.package or d.name) for d in documents)
     return [
         Stream(source, group, tokens[:most])
-        for group, tokens in document_streams(ordered, tokenizer).items()
+        for group, tokens in sorted(document_streams(named, tokenizer).items())
         if len(tokens) >= least
     ]
 

@@ -90,7 +90,8 @@ def group_rows(
     return rows
 
 
-def row(view: str, method: str, unit: str, found: Interval, n: int, **where) -> dict:
-    bound = {"sees_future": True} if METHODS[method].sees_future else {}
+def row(view: str, what: str, unit: str, found: Interval, n: int, **where) -> dict:
+    """One number of a view: of a method, or of something else that a suite names."""
+    bound = {"sees_future": True} if what in METHODS and METHODS[what].sees_future else {}
     numbers = {"value": found.value, "unit": unit, "low": found.low, "high": found.high, "n": n}
-    return {"view": view, "what": method, **where, **numbers, **bound}
+    return {"view": view, "what": what, **where, **numbers, **bound}

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.text import Document
 from experiments import eval as evaluation
 from experiments.report import load_result
 from experiments.suites import base, gists, rows
-from experiments.suites.segments import Segments, cut
+from experiments.suites.segments import Segments, cut, document_streams
 from experiments.suites.texts import source_streams
 from mctx.errors import UserError
 from mctx.models.base import Rows
@@ -60,6 +61,14 @@ def test_a_bootstrap_draws_packages_where_there_are_several():
     assert many.interval.endswith("packages or authors") and one.interval.endswith("segments")
 
 
+@given(st.lists(st.sampled_from("abcd"), min_size=2, max_size=24))
+def test_everyone_has_a_partner_of_another_group_where_there_is_one(groups):
+    partners = Segments(np.zeros((len(groups), 1), np.int32), tuple(groups)).partners
+    assert len(partners) == len(groups)
+    for at, other in enumerate(partners):
+        assert groups[other] != groups[at] if len(set(groups)) > 1 else other != at
+
+
 def test_documents_end_with_the_end_of_text(bundle, tmp_path):
     (tmp_path / "a.txt").write_text("w1 w2")
     tokenizer = Tokenizer.load(bundle)
@@ -67,6 +76,16 @@ def test_documents_end_with_the_end_of_text(bundle, tmp_path):
     (stream,) = streams.values()
     assert "nobody knows" in notes[0]
     np.testing.assert_array_equal(stream, [1, 2, tokenizer.eot_id])
+
+
+def test_documents_of_an_author_are_joined_wherever_they_stand(bundle):
+    tokenizer = Tokenizer.load(bundle)
+    end = tokenizer.eot_id
+    told = (("Bo", "w3"), ("Al", "w1 w2"), ("Bo", "w4"), ("Al", "w5"))
+    streams = document_streams([Document(author, "", words) for author, words in told], tokenizer)
+    assert list(streams) == ["Bo", "Al"]
+    np.testing.assert_array_equal(streams["Bo"], [3, end, 4, end])
+    np.testing.assert_array_equal(streams["Al"], [1, 2, end, 5, end])
 
 
 @pytest.mark.parametrize("n", [1, 4, 6])
@@ -110,6 +129,8 @@ def test_gists_tell_every_level_and_full_sees_what_none_does_not():
         "lod1 of another text": 4, "full": 16,
         **{f"{how} 1 in {n}": 16 // n for n in (8, 1) for how in gists.PLAIN},
     }  # fmt: skip
+    untrained = {f"{how} 1 in {n}" for n in (8, 1) for how in gists.PLAIN}
+    assert {row["what"] for row in found if not row["trained"]} == untrained
     value = {row["what"]: row["value"] for row in found}
     expected = np.mean([plain_nll(segment)[16:].mean() for segment in tokens])
     alone = np.mean([plain_nll(segment[16:]).mean() for segment in tokens])
@@ -160,14 +181,20 @@ def test_blocks_are_told_again_from_their_own_gists_alone():
     assert 0 <= behind["accuracy"] <= 1 and behind["entries"] == tiny.GIST.slots
 
 
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=24))
-def test_neighbours_of_a_batch_are_apart(units):
-    units = np.sort(units)
-    order = gists.apart(units)
-    assert sorted(order) == list(range(len(units)))
-    batches = [units[order][i : i + rows.BATCH] for i in range(0, len(units), rows.BATCH)]
-    if len(units) % rows.BATCH == 0 and np.bincount(units).max() <= len(batches):
-        assert all(len(set(batch)) == len(batch) for batch in batches)
+def test_gists_of_another_text_are_those_of_the_partner_s_history():
+    """Of five segments, so that the last batch is padded, in groups larger than a step aside."""
+    protocol = gists.Protocol(history=16, tail=8, scored=8, ratios=(8,))
+    tokens = np.asarray(tiny.tokens(5, gists.length(tiny.MODEL, protocol)))
+    segments = Segments(tokens, ("a", "a", "a", "b", "b"))
+    history = tokens[segments.partners, : protocol.history]
+    swapped = np.concatenate([history, tokens[:, protocol.history :]], axis=1)
+
+    def told(tokens):
+        found = gists.measure(OPENED, segments._replace(tokens=tokens), 0, protocol)["gists"]
+        return {row["what"]: row["value"] for row in found}
+
+    strange = told(tokens)["lod1 of another text"]
+    assert strange == pytest.approx(told(swapped)["lod1"], abs=1e-5)
 
 
 def test_results_are_written_for_what_the_checkpoint_can_do(

@@ -52,14 +52,14 @@ def test_handed_blocks_are_those_of_the_support_and_no_others():
 @pytest.mark.parametrize("options", [{}, {"qkv_bias": True, "qk_norm": True}])
 def test_queries_are_made_as_the_base_makes_them(options):
     """With the weights of the keys in their place they are the keys that the base made."""
-    base = dataclasses.replace(tiny.BASE, **options)
+    base = dataclasses.replace(tiny.BASE, n_kv_heads=tiny.BASE.n_heads, **options)
     model = dataclasses.replace(tiny.MODEL, base=base)
     params = {"base": tiny.drawn(model, "base")}
     rows, states = read_windows(model, params, tiny.tokens(1, 6))
     layers = params["base"]["layers"]
     own = {"q": layers["attn"]["k"], "q_norm": layers["attn"].get("k_norm")}
     found = choosing.queries(model, {**layers, "attn": own}, states[:, 0])
-    np.testing.assert_allclose(found, rows.k[:, 0], atol=1e-5)
+    np.testing.assert_allclose(found[:, :, :, 0].swapaxes(1, 2), rows.k[:, 0], atol=1e-5)
 
 
 def test_mean_pooled_rows_are_means_of_the_tokens_rows():

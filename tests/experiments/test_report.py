@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageColor
 
 from experiments import pictures, report, tables
 from experiments.focus_raster import SILENT, UNWRITTEN, focus_raster
@@ -187,6 +187,16 @@ def test_a_chart_shows_recovered_before_delta_before_value_and_never_mixes_units
     mixed = result(rows=[row("a", 1.0), row("b", 1.0, unit="ms")])
     with pytest.raises(UserError, match="units"):
         pictures.bar_chart(mixed, tmp_path / "mixed.png")
+
+
+def test_a_bar_of_what_sees_the_future_is_hollow_whatever_its_name(tmp_path):
+    colour = np.array(ImageColor.getrgb(pictures.style.METHOD))
+    for bound in (False, True):
+        rows = [row("crossfit", 1.0, sees_future=bound)]
+        pictures.bar_chart(result(rows=rows), tmp_path / "bars.png")
+        with Image.open(tmp_path / "bars.png") as picture:
+            far = np.abs(np.asarray(picture.convert("RGB")).astype(int) - colour).max(axis=-1)
+        assert ((far < 8).mean() < 0.01) == bound
 
 
 def token_line(record, written):

@@ -42,7 +42,11 @@ def test_look_alikes_are_planted_in_the_history_and_nowhere_else():
     np.testing.assert_array_equal(blocks[where], np.repeat(tokens[:, 44:48], 2, axis=0))
 
 
-def test_every_way_is_told_beside_recency_on_the_same_text():
+def test_every_way_is_told_beside_recency_on_the_same_text(monkeypatch):
+    read, nll_behind = [], robustness.nll_behind
+    monkeypatch.setattr(
+        robustness, "nll_behind", lambda *given: read.append(given[2]) or nll_behind(*given)
+    )
     tokens = np.asarray(tiny.tokens(4, SMALL.length))
     rows = robustness.measure(OPENED, segments_of(tokens), 0, SMALL)["robustness"]
     by = {(r["view"], r["what"], r.get("noise", r.get("case"))): r["value"] for r in rows}
@@ -52,5 +56,28 @@ def test_every_way_is_told_beside_recency_on_the_same_text():
     assert by["noise_delta", "lens", 2.0] != by["noise_delta", "lens", 0.0]
     assert by["noise_delta", "random", 0.0] == pytest.approx(by["noise_delta", "random", 2.0])
     assert ("harm_delta", "recency", "as it is") not in by  # it is what all is measured against
-    taken = [value for (view, what, _), value in by.items() if view == "taken"]
-    assert len(taken) == 6 and all(0 <= value <= 1 for value in taken)
+    assert len(read) == 3 and read[0] is tokens  # as it is, and with either number planted
+
+
+def test_taken_are_the_planted_blocks_that_somebody_chooses(monkeypatch):
+    """A table that knows copies of what is read takes them all, recency those among the last."""
+    where, planted = [], robustness.planted
+
+    def copies(opened, protocol, tokens, order):
+        blocks = tokens[:, :32].reshape(len(tokens), 8, 4)
+        return (blocks == tokens[:, None, 44:48]).all(axis=-1).astype(float)
+
+    def seen(*given):
+        where.append(given[-1])
+        return planted(*given)
+
+    monkeypatch.setattr(robustness, "scores", copies)
+    monkeypatch.setattr(robustness, "planted", seen)
+    tokens = np.asarray(tiny.tokens(4, SMALL.length))
+    rows = robustness.measure(OPENED, segments_of(tokens), 0, SMALL)["robustness"]
+    taken = {(r["what"], r["case"]): r["value"] for r in rows if r["view"] == "taken"}
+    assert len(taken) == 6
+    for case, mask in zip(("1 look-alike planted", "2 look-alikes planted"), where, strict=True):
+        assert taken["lens", case] == 1
+        assert taken["recency", case] == pytest.approx(mask[:, -2:].sum() / mask.sum())
+    assert 0 < taken["recency", case] < 1  # of eight that are planted, some are among the last

@@ -16,11 +16,9 @@ def segments(groups="aabb"):
     return Segments(np.stack([small.text(size, i) for i in range(len(groups))]), tuple(groups))
 
 
-def test_the_other_subject_is_another_package():
-    some = segments("aabc")
-    assert [some.groups[i] for i in shift.partners(some)] == ["b", "b", "c", "a"]
+def test_a_subject_needs_another_to_change_to():
     with pytest.raises(UserError, match="two packages"):
-        shift.partners(segments("aa"))
+        shift.measure(small.opened(), segments("aa"), 0, TURN)
 
 
 def test_a_session_that_was_not_away_reads_as_one_that_never_left():
@@ -39,7 +37,9 @@ def test_what_is_read_meanwhile_is_another_subject():
     by = {(r["view"], r["what"], r["refocus"]): r for r in found}
     assert {view for view, *_ in by} == set(shift.VIEWS)
     assert by["focus", "recency", 0]["value"] == 0  # all that is recent is of the other subject
-    assert by["back", "recency", 0]["value"] == 0
+    for k in TURN.counted():  # nor does reading on bring back what was before
+        assert by["back", "recency", k]["value"] == by["focus", "recency", k]["value"] == 0
+    assert by["back", "recency", 0]["high"] == 0  # drawn by groups, which are all alike
     rises = [by["back", "lens", k]["value"] for k in TURN.counted()]
     assert rises == sorted(rises)
     assert abs(by["nll", "recency", 0]["value"]) > 1e-4
@@ -50,5 +50,6 @@ def test_what_is_read_meanwhile_is_another_subject():
 
 def test_shares_are_of_far_detail():
     far = np.array([2, 3, 30, 41])  # blocks 24 to 39 are of the other subject
-    assert shift.old_share(far, TURN) == 0.75 and shift.old_share(far[:0], TURN) == 0
+    assert shift.old_share(far, TURN) == 2 / 3  # block 41 was read after the return
+    assert shift.old_share(far[3:], TURN) == shift.old_share(far[:0], TURN) == 0
     assert shift.common(np.array([2, 5, 50]), far, TURN) == 0.5
