@@ -14,7 +14,7 @@ from experiments.quickstart import SHIPPED
 from experiments.suites import texts
 from mctx.models.base import token_nll
 from mctx.models.finder import nothing_found
-from mctx.models.lensnet import Nodes, utility
+from mctx.models.lensnet import Nodes, seen, utility
 from mctx.models.wrapped import read
 from mctx.opened import open_checkpoint
 from mctx.runtime.assembly import trained_rows
@@ -79,8 +79,9 @@ def lens_worths(scorer: Scorer) -> np.ndarray:
     """What the lens thinks of every block before the recent ones: [old]."""
     model, blocks = scorer.model, scorer.blocks
     every, query = np.arange(blocks), scorer.history.cache.states(blocks, model.lens.query)
+    gists = scorer.history.tree.gather(1, every)  # slots behind each other
     nodes = Nodes(
-        gists=scorer.history.tree.gather(1, every).reshape(1, blocks, -1),
+        gists=seen(gists.reshape(1, blocks, -1, model.gist.width)),
         level=np.ones((1, blocks), np.int32),
         distance=(blocks - 1 - every)[None].astype(np.int32),
         valid=(every < blocks - PROTOCOL.recent)[None],
