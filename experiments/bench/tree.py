@@ -16,8 +16,10 @@ INTERVAL = "quartiles of the repetitions"
 NOTES = [
     "Ratios pair two things measured one after the other, in turn: their medians move together "
     "when the machine is shared.",
-    "Before each bulk append, each load and the raw file beside it, as much memory as they need is "
-    "touched and freed: all find it at the same price.",
+    "Before each bulk append and the raw file beside it, as much memory as they need is touched "
+    "and freed: both find it at the same price. A load and the raw file beside it, as large as "
+    "what is loaded, read into memory that the process has already, and take turns in who goes "
+    "first; the disk alone reads the same file into one small buffer again and again.",
     "Times of commits include the sync of data and of HEAD.",
 ]
 

@@ -23,7 +23,7 @@ PAGE_BYTES = 2**12  # of rows as stored: 32 of width 64, a family of siblings
 # Read at once by the background. Fewer bytes under way leave the disk idle, and so do as many in
 # larger pieces; smaller pieces cost more processor time.
 LOAD_BYTES = 2**22
-LOADS_AHEAD = 16
+LOADS_AHEAD = 32
 PREFETCHES = 8  # under way or waiting; a tree that cannot keep up is not asked for more
 ADD_BYTES = 2**20
 WORTH_LOADING = 2**20  # bytes; a tree with less is here after a few reads anyway
