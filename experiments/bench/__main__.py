@@ -43,7 +43,8 @@ positions: rows of shown blocks from their ingest windows, at contiguous positio
 the blocks again in the working context, at contiguous and at global positions: recovered, on the
 same segments. --input as for tail.
 
---only names rows to measure; --smoke makes all of them small.
+--only names rows to measure; --smoke makes all of them small. --name is that of the table which
+`experiments.report` fills: <!-- table:NAME -->.
 """
 
 import argparse
@@ -95,19 +96,21 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--smoke", action="store_true", help="seconds instead of minutes")
     parser.add_argument("--workdir", type=Path, help="where to write; default: a temporary")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="the result file; default: runs/WHAT.json")
+    parser.add_argument("--name", help="of the result; default: the bench's")
+    parser.add_argument("--json", type=Path, help="the result file; default: runs/NAME.json")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = flags()
     args = parser.parse_args(arguments)
-    path = args.json or Path("runs") / f"{args.what}.json"
+    name = args.name or args.what
+    path = args.json or Path("runs") / f"{name}.json"
     bench, command = BENCHES[args.what], entry.command(parser, arguments)
     more = {"interval": bench.INTERVAL, "notes": bench.NOTES} | getattr(bench, "MORE", {})
     found = bench.run(args)
     for rows in found if isinstance(found, Iterator) else [found]:
-        entry.write_result(path, command, args.seed, rows, name=args.what, **more)
+        entry.write_result(path, command, args.seed, rows, name=name, **more)
     report.print_table(report.load_result(path), Console())
 
 
