@@ -1,7 +1,7 @@
 """What a few blocks, shown as tokens besides the recent ones, recover; by who chooses them.
 
-Two columns: the blocks that are not chosen are silent, or shown as gists. And what the lens closes
-of the gap between the best method that learns nothing and cross-fitted hindsight.
+The blocks that are not chosen are silent, or shown as gists. And what the lens closes of the gap
+between the best method that learns nothing and cross-fitted hindsight.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from experiments.suites.blocks import (
     unlearned,
     worths,
 )
-from experiments.suites.rows import nll_row, recovery, spread
+from experiments.suites.rows import nll_row, spread
 from experiments.suites.segments import Segments
+from experiments.suites.views import View, row
 from mctx.opened import Opened
 
 MIX, CROSSED, BOUND = "best mix", "hindsight crossfit", "hindsight"
@@ -41,9 +42,9 @@ RESTS = ("silent", "as gists")  # of blocks that are not chosen
 def measure(
     opened: Opened, segments: Segments, seed: int, protocol: Protocol = STANDARD
 ) -> dict[str, list[dict]]:
-    """Rows `lens-M` for each number M of blocks, and `lens-gap`.
+    """Rows `lens`, by view and number of blocks, and `lens-gap`.
 
-    Rows of the first: recent (no block), those who choose (`GUESSES`), full (all blocks).
+    The first are of recent (no block), of those who choose (`GUESSES`), and of full (all blocks).
     """
     model, tokens, groups = opened.model, segments.tokens, segments.units
     found = worths(opened, protocol, tokens)
@@ -57,17 +58,17 @@ def measure(
         chosen |= {(m, name): best(worth, m) for name, worth in by.items()}
     nll = _scored(opened, protocol, tokens, chosen)
     full = nll_of_all(opened, protocol, tokens)
-    tables = {}
+    rows = []
     for m in protocol.blocks:
         ways = {name: nll[m, name] for name in GUESSES}
         every = {NOTHING: nll[0, NOTHING], **ways, "full": (full, full)}
-        tables[f"lens-{m}"] = _rows(every, groups, seed, m)
+        rows += _rows(every, groups, seed, m)
     gaps = [
         gap(m, rest, {g: nll[m, g][column] for g in GUESSES}, groups, seed, mixed[m].weights)
         for column, rest in enumerate(RESTS)
         for m in protocol.blocks
     ]
-    return tables | {"lens-gap": gaps}
+    return {"lens": rows, "lens-gap": gaps}
 
 
 def _scored(opened, protocol, tokens, chosen) -> dict[tuple, tuple[np.ndarray, np.ndarray]]:
@@ -123,15 +124,18 @@ def _grid(kinds: int):
 
 def _rows(nll: Mapping, groups: np.ndarray, seed: int, chosen: int) -> list[dict]:
     """Rows of pairs (rest silent, rest as gists); recovered is on the scale of the silent ones."""
-    back = recovery(nll[NOTHING][0], nll["full"][0], groups, seed)
+    nothing, full = (nll[name][0].astype(np.float64) for name in (NOTHING, "full"))
+    clear = interval(nothing - full, groups, seed).low > 0
     rows = []
-    for what, (silent, gists) in nll.items():
-        told = spread(interval(gists.astype(np.float64), groups, seed), "with_gists")
-        row = nll_row(what, silent, groups, seed, blocks_chosen=chosen)
-        row |= {"sees_future": True} if what in (BOUND, CROSSED) else {}
-        rows.append(
-            row | back(silent, "recovered") | told | back(gists, "recovered_with_gists")
-        )
+
+    def tell(view, what, told):
+        rows.append(row(view, what, VIEWS[view].unit, told, len(full), blocks=chosen))
+
+    for what, pair in nll.items():
+        for rest, each in zip(RESTS, pair, strict=True):
+            if clear:
+                tell(f"recovered {rest}", what, ratio(nothing - each, nothing - full, groups, seed))
+            tell(f"nll {rest}", what, interval(each.astype(np.float64), groups, seed))
     return rows
 
 
@@ -147,21 +151,30 @@ def gap(
     rivals = [name for name in (*UNLEARNED, MIX) if name in nll]
     rival = min(rivals, key=lambda name: nll[name].mean())
     gained, room = (nll[rival] - nll[name].astype(np.float64) for name in ("lens", CROSSED))
-    row = nll_row(f"{blocks} blocks, the rest {rest}", -gained, groups, seed)
-    row |= {"against": rival + (f" ({mixed})" if rival == MIX else "")}
+    found = nll_row(f"{blocks} blocks, the rest {rest}", -gained, groups, seed)
+    found |= {"against": rival + (f" ({mixed})" if rival == MIX else "")}
     if interval(room, groups, seed).low > 0:
-        row |= spread(ratio(gained, room, groups, seed), "gap_closed")
-    return row
+        found |= spread(ratio(gained, room, groups, seed), "gap_closed")
+    return found
 
 
+GAIN, NATS = "of full attention's gain", "nats/token"
+VIEWS = {
+    f"{what} {rest}": View(f"{title}, the rest {rest}", "blocks", unit, None, pictures, better=way)
+    for what, title, unit, pictures, way in (
+        ("recovered", "Recovered", GAIN, ("lines",), "higher"),
+        ("nll", "NLL", NATS, (), "lower"),
+    )
+    for rest in RESTS
+}
 SUITE = Suite(
     ("base", "gistnet", "lensnet"),
     STANDARD.fits,
     measure,
     (
-        "Blocks of 1,536 tokens shown as tokens, the others silent, or as gists in the columns "
-        "*with gists*; the recent 512 tokens are read again behind them, and NLL is that of the "
-        "last 256. Whoever chooses sees the first 256. Recovered counts from no block, no gist.",
+        "2 to 16 of the 48 blocks of 1,536 tokens, shown as tokens; the recent 512 tokens are read "
+        "again behind them, and NLL is that of the last 256. Whoever chooses sees the first 256. "
+        "Recovered counts from no block, no gist.",
         "Hindsight chooses by gated gradients of the very tokens that are scored: a bound. "
         "Crossfit: chosen by the odd ones and scored on the even ones, and the other way round.",
         "The best mix weighs the ranks of recency, BM25, cosine, attention and query gradient; "
@@ -170,4 +183,5 @@ SUITE = Suite(
         "query gradient and their mix, and the share of the way to crossfit that it goes.",
     ),
     segments=12,
+    views=VIEWS,
 )

@@ -47,22 +47,14 @@ def recovered_rows(
     Recovered is the ratio of means (design: Words); told only where full attention is clearly
     better than nothing. none, full and each way: [n] mean NLL of segments; groups: [n].
     """
-    back = recovery(none, full, groups, seed)
-    return [
-        nll_row(what, nll, groups, seed, **more) | back(nll, "recovered")
-        for what, nll in {"recent": none, **ways, "full": full}.items()
-    ]
-
-
-def recovery(
-    none: np.ndarray, full: np.ndarray, groups: np.ndarray, seed: int
-) -> Callable[[np.ndarray, str], dict]:
-    """What tells what a way [n] recovers, under a name in a row; nothing where full attention is
-    not clearly better than none."""
-    none, full = none.astype(np.float64), full.astype(np.float64)
-    if interval(none - full, groups, seed).low <= 0:
-        return lambda nll, name: {}
-    return lambda nll, name: spread(ratio(none - nll, none - full, groups, seed), name)
+    room, rows = none.astype(np.float64) - full, []
+    clear = interval(room, groups, seed).low > 0
+    for what, nll in {"recent": none, **ways, "full": full}.items():
+        rows.append(nll_row(what, nll, groups, seed, **more))
+        if clear:
+            gained = none.astype(np.float64) - nll
+            rows[-1] |= spread(ratio(gained, room, groups, seed), "recovered")
+    return rows
 
 
 def spread(found: Interval, name: str) -> dict:

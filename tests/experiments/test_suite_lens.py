@@ -32,26 +32,44 @@ def drawn(protocol, count=4):
 def test_rows_agree_where_all_choices_are_the_same():
     tokens = drawn(SMALL, 5)
     found = lens.measure(OPENED, segments_of(tokens), 0, SMALL)
-    assert set(found) == {"lens-1", "lens-4", "lens-gap"}
-    rows = {row["what"]: row for row in found["lens-4"]}
-    assert set(rows) == {"recent", *lens.GUESSES, "full"}
+    assert set(found) == {"lens", "lens-gap"}
+    told = {(r["view"], r["blocks"], r["what"]): r["value"] for r in found["lens"]}
+    assert {what for _, _, what in told} == {"recent", *lens.GUESSES, "full"}
+    silent, gists = (f"nll {rest}" for rest in lens.RESTS)
+    full = told[silent, 4, "full"]
     for name in lens.GUESSES:  # four of four blocks are all, whoever chooses; no gist is left
-        assert rows[name]["value"] == pytest.approx(rows["full"]["value"], abs=1e-5)
-        assert rows[name]["with_gists"] == pytest.approx(rows["full"]["value"], abs=1e-5)
+        assert told[silent, 4, name] == pytest.approx(full, abs=1e-5)
+        assert told[gists, 4, name] == pytest.approx(full, abs=1e-5)
     expected = np.mean([plain_nll(segment)[-8:].mean() for segment in tokens])
-    assert rows["full"]["value"] == pytest.approx(expected, abs=1e-4)
-    one = {row["what"]: row for row in found["lens-1"]}
-    assert one["recent"] == rows["recent"] | {"blocks_chosen": 1}
-    assert abs(one["recency"]["value"] - one["full"]["value"]) > 1e-4
-    assert abs(one["recency"]["with_gists"] - one["recency"]["value"]) > 1e-4
-    told = [f"{m} blocks, the rest {rest}" for rest in ("silent", "as gists") for m in (1, 4)]
-    assert [row["what"] for row in found["lens-gap"]] == told
+    assert full == pytest.approx(expected, abs=1e-4)
+    assert told[silent, 1, "recent"] == told[silent, 4, "recent"]
+    assert abs(told[silent, 1, "recency"] - full) > 1e-4
+    assert abs(told[gists, 1, "recency"] - told[silent, 1, "recency"]) > 1e-4
+    gaps = [f"{m} blocks, the rest {rest}" for rest in ("silent", "as gists") for m in (1, 4)]
+    assert [row["what"] for row in found["lens-gap"]] == gaps
+
+
+def test_recovered_is_told_where_full_attention_is_clearly_better():
+    none, groups = np.array([3.0, 5.0, 4.0, 6.0], np.float32), np.arange(4)
+    full = none - np.array([1.0, 2.0, 1.0, 2.0], np.float32)
+    half = none + (full - none) / 2
+    nll = {"recent": (none, half), "lens": (half, full), "full": (full, full)}
+    told = {(r["view"], r["what"]): r for r in lens._rows(nll, groups, 0, 8)}
+    assert told["recovered silent", "lens"]["value"] == pytest.approx(0.5)
+    assert told["recovered as gists", "recent"]["value"] == pytest.approx(0.5)
+    assert told["recovered as gists", "lens"]["value"] == pytest.approx(1.0)
+    assert told["nll silent", "lens"]["value"] == pytest.approx(half.mean())
+    assert {r["blocks"] for r in told.values()} == {8}
+    nll["full"] = (none + 1e-3 * groups, none)
+    views = {r["view"] for r in lens._rows(nll, groups, 0, 8)}
+    assert views == {"nll silent", "nll as gists"}
 
 
 def test_crossfit_scores_no_token_behind_blocks_that_it_chose():
     tokens = drawn(WIDE)
     found = blocks.worths(OPENED, WIDE, tokens)
-    rows = {r["what"]: r for r in lens.measure(OPENED, segments_of(tokens), 0, WIDE)["lens-2"]}
+    told = lens.measure(OPENED, segments_of(tokens), 0, WIDE)["lens"]
+    rows = {r["what"]: r for r in told if r["view"] == "nll silent"}
     odd = np.flatnonzero(blocks.scored_places(WIDE)) % 2 == 1
     assert odd.sum() == 4
     expected = 0.0

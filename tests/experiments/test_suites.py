@@ -63,7 +63,7 @@ def test_every_suite_has_a_smoke_run_and_its_report(books, tmp_path, capsys):
     bundle = tiny_checkpoint.write_reader(tmp_path / "bundle", window=2048)
     more = ["--methods", "lens", "--suite", "all"]
     evaluation.main(arguments(bundle, tmp_path / "eval", f"--input={books}", *more))
-    for name in ("base", "gists", "lens-2", "lens-gap", "labels", "robustness", "shift"):
+    for name in ("base", "gists", "lens", "lens-gap", "labels", "robustness", "shift"):
         result = report.load_result(tmp_path / "eval" / f"{name}.json")
         assert result["rows"] and result["records"]["file"] == results.SEGMENTS
     for name in evaluation.ASKING:
