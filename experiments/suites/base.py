@@ -43,7 +43,19 @@ def measure(opened: Opened, segments: Segments, seed: int) -> dict[str, list[dic
     found = buckets(tokens.shape[1])
     some = {f"position {a:,}–{b:,}": nll[:, a:b] for a, b in found} | {"all positions": nll}
     rows = [nll_row(what, part.mean(axis=1), groups, seed) for what, part in some.items()]
-    return {"base": rows}
+    return {"base": rows + _by_context(opened, tokens, nll, groups, seed)}
+
+
+def _by_context(opened, tokens, nll, groups, seed) -> list[dict]:
+    """The same last tokens behind a quarter of the window and behind all of it, in pairs: tokens
+    further on in a text are others, so positions alone do not say what context is worth."""
+    size = tokens.shape[1]
+    scored, short = (size + 1) // 8, (size + 1) // 4
+    tail = functools.partial(tail_of_base, opened.model, scored + 1, opened.params["base"])
+    near = in_batches(tail, tokens[:, -short - scored :]).mean(axis=1)
+    far = nll[:, -scored:].mean(axis=1)
+    ways = {f"behind {short:,}": near, f"behind {size - scored:,}": far, "difference": far - near}
+    return [nll_row(f"last {scored:,}, {way}", each, groups, seed) for way, each in ways.items()]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
