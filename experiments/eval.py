@@ -21,12 +21,12 @@ kv           key–value pairs by position
 edits        a document is replaced, and the answer must change
 descent      what opening level by level misses of what scoring all blocks would choose
 
-The first six take segments of text, as many packages or authors as there are, and intervals are
-over these; the first three are run, where the checkpoint has their parts, if no suite is named.
-The others put every method of `experiments.methods` behind the same histories, at
-equal budget; each writes DIR/eval/NAME.json, with all that is needed to make it again, and
-NAME.jsonl, a record for every sample and method. Records of the first six, one a suite, are in
-segments.jsonl. Run again, an interrupted run goes on behind them.
+The first seven take segments of text, as many packages or authors as there are, and intervals are
+over these; base, gists and lens are run, where the checkpoint has their parts, if none is named.
+The others put every method of `experiments.methods` behind the same histories, at equal budget.
+Each writes DIR/eval/NAME.json, or NAME-LABEL.json, with all that is needed to make it again. Their
+records are in NAME.jsonl, one for every sample and method; those of the first seven, one a suite,
+in segments.jsonl. Run again, an interrupted run goes on behind them.
 The text is, unless given, packages of this Python that the checkpoint was never trained on.
 --smoke takes few samples of each, to see that all works.
 """
@@ -105,7 +105,7 @@ def flags() -> argparse.ArgumentParser:
     where.add_argument("--checkpoint", type=Path, help="a checkpoint")
     add("--step", type=step, default="latest", help="a number, or latest")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--corpus", type=Path, help="a folder made by data.corpus (first six)")
+    source.add_argument("--corpus", type=Path, help="a folder made by data.corpus (first seven)")
     source.add_argument(
         "--input", nargs="+", metavar="SOURCE",
         help="file, folder, package:NAME, hf:NAME or held-out",
@@ -113,7 +113,7 @@ def flags() -> argparse.ArgumentParser:
     names = [*SUITES, *ASKING, ALL]
     add("--suite", "--suites", nargs="+", choices=names, metavar="NAME", help="what to run, or all")
     add("--segments", type=int, help="of text, for those that take them (default: 64 or 12)")
-    add("--label", help="added to the names of their results, to tell texts apart: base-LABEL")
+    add("--label", help="added to the names of results, to tell texts or plans apart: base-LABEL")
     add("--methods", nargs="+", choices=METHODS, metavar="NAME", help=", ".join(METHODS))
     add("--lengths", nargs="+", type=planning.tokens, help="tokens of history: 1536 8k 1m")
     add("--budget", type=planning.tokens, default=512, help="entries shown (default 512)")
@@ -168,7 +168,7 @@ def measure(name: str, args, opened: Opened, text: tuple, command: str, out: Pat
     told = f"{len(segments.tokens)} segments of {length:,} tokens out of: {listed}."
     made = []
     for measured, rows in found.items():
-        result = f"{measured}-{args.label}" if args.label else measured
+        result = results.labelled(measured, args.label)
         made.append(out / f"{result}.json")
         views = {name: view.to_dict() for name, view in suite.views.items()}
         told_by_views = {"views": views} if "view" in rows[0] else {}
@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             made = measure(name, args, opened, text, command, out)
         else:
             plan, notes = planning.plan_of(name, ASKING[name], args, reader, opened)
-            made = [results.ask(name, ASKING[name], plan, command, out, notes)]
+            made = [results.ask(name, ASKING[name], plan, command, out, notes, args.label)]
         for path in made:
             result = load_result(path)
             print_table(result, console)

@@ -43,8 +43,10 @@ def ask(
     command: str,
     out: Path,
     notes: Sequence[str],
+    label: str | None = None,
 ) -> Path:
-    """Runs a suite's trials, or what is left of them, and writes OUT/NAME.json; returns it."""
+    """Runs a suite's trials, or what is left of them, and writes OUT/NAME.json, or
+    OUT/NAME-LABEL.json; returns it."""
     settings = settings_of(plan)
     commit = entry.git_commit()
     log = Log(out / f"{name}.jsonl", settings, commit=commit)
@@ -54,13 +56,14 @@ def ask(
     rows = suite.rows(records, plan)
     if not rows:
         raise UserError(f"{name}: no method is defined at these lengths: name others.")
-    path = out / f"{name}.json"
+    told = labelled(name, label)
+    path = out / f"{told}.json"
     entry.write_result(
         path,
         command,
         plan.seed,
         rows,
-        name=name,
+        name=told,
         interval=suite.interval,
         notes=[*suite.notes(records), *notes, *below_random(records, *suite.measure, plan.seed)],
         views={key: view.to_dict() for key, view in suite.views.items()},
@@ -76,6 +79,11 @@ def ask(
         plan=plan_facts(plan),
     )
     return path
+
+
+def labelled(name: str, label: str | None) -> str:
+    """The name of a result, which tells it from others of its suite."""
+    return f"{name}-{label}" if label else name
 
 
 def settings_of(plan: Plan) -> dict:

@@ -61,13 +61,15 @@ def books(tmp_path_factory):
 
 def test_every_suite_has_a_smoke_run_and_its_report(books, tmp_path, capsys):
     bundle = tiny_checkpoint.write_reader(tmp_path / "bundle", window=2048)
-    more = ["--methods", "lens", "--suite", "all"]
+    more = ["--methods", "lens", "--suite", "all", "--label=small"]
     evaluation.main(arguments(bundle, tmp_path / "eval", f"--input={books}", *more))
     for name in ("base", "gists", "lens", "lens-gap", "labels", "robustness", "shift"):
-        result = report.load_result(tmp_path / "eval" / f"{name}.json")
+        result = report.load_result(tmp_path / "eval" / f"{name}-small.json")
+        assert result["name"] == f"{name}-small"
         assert result["rows"] and result["records"]["file"] == results.SEGMENTS
     for name in evaluation.ASKING:
-        result = report.load_result(tmp_path / "eval" / f"{name}.json")
+        result = report.load_result(tmp_path / "eval" / f"{name}-small.json")
+        assert result["name"] == f"{name}-small"
         lines = (tmp_path / "eval" / result["records"]["file"]).read_text().splitlines()
         assert len(lines) == result["records"]["count"] > 0
         assert {json.loads(line)["settings"] for line in lines} == {result["records"]["settings"]}
@@ -83,12 +85,13 @@ def test_every_suite_has_a_smoke_run_and_its_report(books, tmp_path, capsys):
         assert "lens" in methods
         assert ("handed" in methods) == (name != "long_nll")  # beside each retrieval result
     named = ("long_nll", "kv", "labels", "robustness", "descent")
-    drawn = [str(tmp_path / "eval" / f"{name}.json") for name in named]
+    drawn = [str(tmp_path / "eval" / f"{name}-small.json") for name in named]
     report.main([*drawn, "--out", str(tmp_path / "report")])
     made = {path.name for path in (tmp_path / "report").iterdir()}
-    assert {"kv.md", "long_nll.md", "long_nll-nll-books.jsonl.png"} <= made
-    assert {"labels-calibration-lens.png", "robustness-noise_delta.png"} <= made
-    assert {f"kv-accuracy-{LENGTH}.png", "kv-overall-cost.png", "kv-focus-kv.png"} <= made
+    assert {"kv-small.md", "long_nll-small.md", "long_nll-small-nll-books.jsonl.png"} <= made
+    assert {"labels-small-calibration-lens.png", "robustness-small-noise_delta.png"} <= made
+    kv = {"kv-small-overall-cost.png", "kv-small-focus-kv.png"}
+    assert kv | {f"kv-small-accuracy-{LENGTH}.png"} <= made
     assert "Share of the supporting blocks" in capsys.readouterr().out
 
 
