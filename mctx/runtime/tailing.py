@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from mctx.models.router import Routing
@@ -13,23 +13,25 @@ from mctx.tree.documents import last_live
 
 def empty(session) -> Tail:
     """Room for what is read until the next refocus, and for what a policy reads again."""
-    config, top = session.config, session.config.top
+    config, top, where = session.config, session.config.top, session.reader.where
     size = session.interval + (config.reread if config.tail == "reread" else 0)
-    return Tail(
-        rows.empty_tail_rows(session.model, top, size),
-        np.int32(0),
-        jnp.zeros(session.model.base.d_model),
-        *Routing(np.arange(top, dtype=np.int32), np.zeros(top, np.float32)),
-    )
+    last = np.zeros(session.model.base.d_model, np.float32)
+    routing = Routing(np.arange(top, dtype=np.int32), np.zeros(top, np.float32))
+    rest = jax.device_put((np.int32(0), last, *routing), where)
+    return Tail(rows.empty_tail_rows(session.model, top, size, where), *rest)
 
 
 def clear(session, routing: Routing) -> None:
     """The routed heads stand on what was assembled, and the tail's rows are forgotten; what was
     read last still predicts the next token."""
     session.assembly.stand(routing.heads)
-    session.tail = session.tail._replace(
-        length=np.int32(0), heads=routing.heads, gate=routing.gate
-    )
+    fields = dict(length=np.int32(0), heads=routing.heads, gate=routing.gate)
+    session.tail = changed(session, session.tail, **fields)
+
+
+def changed(session, tail: Tail, **fields) -> Tail:
+    """A tail with some fields others: on the device, as those that a program has made."""
+    return tail._replace(**jax.device_put(fields, session.reader.where))
 
 
 def read(session, tokens: np.ndarray) -> list[tuple]:
@@ -80,8 +82,10 @@ def stand_at_end(session) -> None:
         session.assembly.assemble(session.shown, before=last[0])
         clear(session, routing)
         read(session, tokens_of(session, last))
+        session.has_read = False  # until the block is back in its place
         session.assembly.assemble(session.shown)
         clear(session, Routing(session.tail.heads, session.tail.gate))
+        session.has_read = True
     if len(waiting):
         read(session, waiting)
 
