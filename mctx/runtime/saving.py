@@ -35,7 +35,7 @@ from mctx.tree.arrays import open_kvstore
 from mctx.tree.head import Head, HeadRecord, explained
 from mctx.tree.store import Tree
 
-MAGIC, FORMAT = b"megacontext-session", 2
+MAGIC, FORMAT = b"megacontext-session", 3
 IDENTITY = "identity"  # the note by which a tree is told from another at the same place
 # Settings that decide how fast a session is and how much memory it takes, never what it says.
 PACE = {
