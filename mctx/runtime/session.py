@@ -387,9 +387,7 @@ class Session:
             self._drawing = lambda: None
         if grows and self.storing.full:
             self.storing.due()
-        if self.tail.last.is_deleted():  # a reading that failed has used it up: it is read again
-            self.tail = tailing.empty(self)
-            self.has_read, self._owed = False, self._owed or self.fresh > 0
+        self._owed |= tailing.renewed(self)
         if self.behind:
             finish(growing.growing(self))
         if self._owed:

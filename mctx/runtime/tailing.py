@@ -56,7 +56,6 @@ def read(session, tokens: np.ndarray) -> list[tuple]:
         )
         out.append((nll, len(piece)))
         session.spending.read(size)
-    session.has_read |= len(tokens) > 0
     return out
 
 
@@ -71,23 +70,32 @@ def stand_at_end(session) -> None:
     """After `seek`, what the last tokens say is read once, so that the next can be predicted.
 
     The last block is taken out of the buffer for that, read behind the rest, and put back as
-    the tail policy has it; tokens that wait for their block are read after it.
+    the tail policy has it, where the policy has not read it again already; tokens that wait for
+    their block are read after it.
     """
     waiting = session.ingestion.waiting
     if session.has_read or not (session.blocks or len(waiting)):
         return
     last = live(session, 1)
-    if len(last) and session.config.tail != "reread":
+    if len(last) and not int(session.tail.length):
         routing = Routing(session.tail.heads, session.tail.gate)
         session.assembly.assemble(session.shown, before=last[0])
         clear(session, routing)
         read(session, tokens_of(session, last))
-        session.has_read = False  # until the block is back in its place
         session.assembly.assemble(session.shown)
         clear(session, Routing(session.tail.heads, session.tail.gate))
-        session.has_read = True
     if len(waiting):
         read(session, waiting)
+    session.has_read = bool(len(last) or len(waiting))
+
+
+def renewed(session) -> bool:
+    """Where a reading that failed has used up the tail, it begins anew, and the last tokens will be
+    read again (`stand_at_end`); True where blocks stood in it alone, for a refocus to show."""
+    if not session.tail.last.is_deleted():
+        return False
+    session.tail, session.has_read = empty(session), False
+    return session.fresh > 0
 
 
 def live(session, count: int) -> np.ndarray:
