@@ -10,7 +10,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    Sharding,
+)
 
 from mctx.errors import UserError
 
@@ -122,6 +129,18 @@ def place(tree: Any, mesh: Mesh, rule: Rule = shard_large) -> Any:
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(put, tree, shardings(tree, mesh, rule))
+
+
+def beside(arrays: Any) -> Sharding:
+    """Where something must be put to stand where these arrays on the device do, whole on each of
+    their devices, and by name.
+
+    For an array that was put nowhere by name JAX compiles a program anew, and what a program makes
+    of named ones is named. So what is made for programs that will be given their own results again
+    is put by name from the first.
+    """
+    where = jax.tree.leaves(arrays)[0].sharding
+    return NamedSharding(where.mesh, PartitionSpec()) if isinstance(where, NamedSharding) else where
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

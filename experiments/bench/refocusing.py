@@ -66,7 +66,7 @@ def _reports(subject, settings) -> list[tuple[int, float]]:
 
     def heard(session, report):
         missed = session.cache.windows_read - read[-1]
-        ms = report["refocus/ms_decide"] + report["refocus/ms_assemble"]
+        ms = report["refocus/ms_due"] + report["refocus/ms_assemble"]
         ms += 1e3 * seconds(lambda: session.assembly.buffer)  # what was begun, to its end
         told.append((missed, ms))
         read.append(session.cache.windows_read)

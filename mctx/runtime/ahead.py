@@ -15,24 +15,33 @@ failed, it is done when it is due, from the same query.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import time
 import weakref
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from mctx.errors import UserError
 from mctx.focus.layout import Layout
 from mctx.runtime import deciding, focusing
 from mctx.runtime.deciding import Decision, Standing
 from mctx.runtime.focusing import Prepared
 from mctx.runtime.steps import Steps, more
 from mctx.runtime.storeys import Pair
-from mctx.tree.head import StoreError
 
-# What fails is tried again where it is due, and is raised there.
-FAILED = StoreError, UserError, jax.errors.JaxRuntimeError
+# Around all that is done before it is due: what fails, whatever it be, is done again when it is,
+# and is raised there, in the session whose it is.
+TRYING = contextlib.suppress(Exception)
+
+
+@dataclasses.dataclass
+class Spent:
+    """Seconds of the host that went into a decision so far: before it was due, beside what was read
+    or drawn, and since."""
+
+    ahead: float = 0.0
+    due: float = 0.0
 
 
 class Ahead:
@@ -40,7 +49,7 @@ class Ahead:
 
     Attributes:
       prepared: its first look, if that is prepared before the present is known.
-      waited: seconds that were spent on it alone, before it was due.
+      spent: what it has taken so far.
     """
 
     def __init__(self):
@@ -54,7 +63,7 @@ class Ahead:
         self._coming: tuple[jax.Array, jax.Array] | None = None
         self._appended: tuple[tuple, Layout] | None = None
         self.prepared: Prepared | None = None
-        self._prepares, self.waited = True, 0.0
+        self._prepares, self.spent = True, Spent()
 
     @property
     def foresees(self) -> bool:
@@ -65,25 +74,24 @@ class Ahead:
         """Tokens [n], on the host or in the making, are those that will wait: the base is asked to
         read them, and the lens to look, as far as that can be asked before they are known."""
         self._coming = None
-        try:
+        with TRYING:
             states = session.ingestion.ask(tokens)
-        except FAILED:
-            return
-        if states is None:
-            return
-        query = focusing.newest(session.query, states)
-        self._coming = states, query
-        whole = session.fresh * session.model.gist.block + len(tokens) == session.interval
-        if whole and session.config.decide == "now" and _may(session):
-            self._steps = self._deciding(weakref.proxy(session), query)  # which holds this
-            more(self._steps)
+            if states is None:
+                return
+            query = focusing.newest(session.query, states)
+            self._coming = states, query
+            whole = session.fresh * session.model.gist.block + len(tokens) == session.interval
+            if whole and session.config.decide == "now" and _may(session):
+                self._steps = self._deciding(weakref.proxy(session), query)  # which holds this
+                self._step("ahead")
 
     def query(self, session, states: jax.Array) -> jax.Array:
         """What the lens is told of the present, with the states [L + 1, n, D] of blocks that were
         read last: of those foreseen, the array that a decision may have been begun with."""
         if self._coming and self._coming[0] is states:
             return self._coming[1]
-        return focusing.newest(session.query, jnp.asarray(states))
+        states = states if isinstance(states, jax.Array) else np.asarray(states)
+        return focusing.newest(session.query, jax.device_put(states, session.reader.where))
 
     def appended(self, session, blocks: int, fresh: int) -> Layout:
         """A session's layouts with the newest `fresh` of `blocks` blocks, made once."""
@@ -95,9 +103,7 @@ class Ahead:
     def look(self, session) -> None:
         """One more step of what was begun with the present that is now complete."""
         if session.config.decide == "now" and self._steps is not None:
-            began = time.perf_counter()
-            more(self._steps)
-            self.waited += time.perf_counter() - began
+            self._step("due")
 
     def think(self, session) -> bool:
         """One step of a decision that needs no present; False when there is nothing more to do."""
@@ -105,17 +111,15 @@ class Ahead:
             return False
         if self._steps is None:
             self._steps = self._deciding(weakref.proxy(session), session.query_before)
-        return more(self._steps)
+        return self._step("ahead")
 
     def prepare(self, session) -> None:
         """All of the next look but the present is made, once."""
         if not self._prepares or self._steps is not None or not _may(session):
             return
         self._prepares = False
-        try:
+        with self._spending("ahead"), TRYING:
             self.prepared = deciding.prepared(session, deciding.coming(session, session.query))
-        except FAILED:
-            pass
 
     def decided(self, session) -> Steps[Decision]:
         """What is decided for a session as it stands: made before, if it was for just this."""
@@ -129,15 +133,23 @@ class Ahead:
         self.forget()
         return decision
 
+    def _step(self, when) -> bool:
+        with self._spending(when):
+            return more(self._steps)
+
+    @contextlib.contextmanager
+    def _spending(self, when):
+        spent, began = self.spent, time.perf_counter()
+        yield
+        setattr(spent, when, getattr(spent, when) + time.perf_counter() - began)
+
     def _deciding(self, session, query) -> Steps[None]:
-        try:
+        with TRYING:
             self._at = deciding.coming(session, query)
             decision = yield from deciding.deciding(session, self._at)
             if not decision.blind:
                 rows = _fetched(session, decision.layouts, self._at)
                 self._decision = decision._replace(rows=rows)
-        except FAILED:
-            pass
 
 
 def _fetched(session, layouts: Layout, at: Standing) -> dict[int, Pair]:
@@ -149,7 +161,7 @@ def _fetched(session, layouts: Layout, at: Standing) -> dict[int, Pair]:
     blocks = blocks[blocks < at.blocks - session.focus.recent]
     if session.config.cold == "async":
         blocks = blocks[~session.cache.lacks(blocks)]
-    return jax.device_put(session.cache.fetch(blocks))
+    return jax.device_put(session.cache.fetch(blocks), session.reader.where)
 
 
 def _may(session) -> bool:

@@ -82,15 +82,22 @@ class Assembly:
         self._keys = np.full((lanes.heads, focus.budget), slots.EMPTY, np.int64)
         self._positions = np.zeros(self._keys.shape, np.int32)
         self._counts = np.zeros(lanes.heads, np.int32)
-        self._stands = False
+        self._wanted: list[np.ndarray] = []
+        self._life, self._stands = lanes.life, False
         layers, _, _, *row = lanes.made.k.shape
-        one = jnp.zeros((layers, model.gist.block, *row), lanes.made.k.dtype)
+        shape, dtype = (layers, model.gist.block, *row), lanes.made.k.dtype
+        one = jnp.zeros(shape, dtype, device=lanes.where)
         self._nothing = one, one  # a block where a call writes fewer than it has room for
 
     @property
     def buffer(self) -> Buffer | None:
         """What the running heads read; None until they `stand`."""
-        return self._lanes.one(self._lane) if self._stands else None
+        return self._lanes.one(self._lane) if self.stands else None
+
+    @property
+    def stands(self) -> bool:
+        """Whether heads run on what was assembled last, and nothing of it is lost."""
+        return self._stands and self._life == self._lanes.life and not self._lanes.lost
 
     def stand(self, heads: np.ndarray) -> None:
         """These heads [k] run on what was assembled last."""
@@ -132,9 +139,33 @@ class Assembly:
           before: blocks from this one on are left out: the tail will read them again.
           ready: rows of blocks that were fetched before.
         """
-        heads = len(self._keys)
-        wanted = [self._wanted(h, layouts, decoded, before) for h in range(heads)]
-        plans = [slots.plan(self._keys[h], wanted[h]) for h in range(heads)]
+        self._renew()
+        heads = range(len(self._keys))
+        self._wanted = [self._wants(h, layouts, decoded, before) for h in heads]
+        return self._write(decoded, ready)
+
+    def remake(self, heads: np.ndarray) -> None:
+        """What was assembled last is there again, and these heads run on it: what a failure has
+        lost, or left undone, is written from ingest windows."""
+        self._renew()
+        self._wanted = [self._at_hand(h, wanted) for h, wanted in enumerate(self._wanted)]
+        self._write(None, NOTHING)
+        self.stand(heads)
+
+    def _renew(self):
+        self._lanes.renew()
+        if self._life != self._lanes.life:
+            self.forget()
+            self._life = self._lanes.life
+
+    def _at_hand(self, head, wanted):
+        """Of rows as they were decoded, those that are lost come from ingest windows."""
+        there, parts = slots.within(wanted, self._keys[head])[0], slots.decode(wanted)
+        return slots.encode(*parts[:3], np.where(there, parts.kept, 0))
+
+    def _write(self, decoded, ready) -> Written:
+        wanted = self._wanted
+        plans = [slots.plan(*pair) for pair in zip(self._keys, wanted, strict=True)]
         new = slots.decode(np.concatenate([plan.new_key for plan in plans]))
         # All windows that miss are read at once, and before anything is written.
         windows = np.unique(new.index[(new.level == 0) & (new.kept == 0)])
@@ -160,7 +191,7 @@ class Assembly:
         first = parts.offset == 0
         return parts.level[first], parts.index[first]
 
-    def _wanted(self, head, layouts, decoded, before):
+    def _wants(self, head, layouts, decoded, before):
         layout = _of_head(layouts, head)
         wanted = self._as_decoded(head, self.wanted(layout), layout, decoded)
         if before is not None:
@@ -196,6 +227,10 @@ class Assembly:
         held = (state[name].copy() for name in ("keys", "positions", "count"))
         self._keys, self._positions, self._counts = held
         self._lanes.restore(self._lane, Rows(state["k"], state["v"]))
+        self._wanted = [
+            keys[np.argsort(np.where(keys == slots.EMPTY, len(keys), places))[:count]]
+            for keys, places, count in zip(self._keys, self._positions, self._counts, strict=True)
+        ]
 
     def _as_decoded(self, head, wanted, layout, decoded):
         """Recent blocks stay as they were decoded, where such rows are at hand."""

@@ -43,7 +43,7 @@ class BlockCache:
         disk: int = 0,
         folder: str | None = None,
     ):
-        self._windows = Windows(reader, tree)
+        self._windows, self._where = Windows(reader, tree), reader.where
         self._dtype = jnp.dtype(reader.model.dtype)
         self._device, self._host = Memory(device), Memory(limit)
         self._disk = Disk(disk, folder)
@@ -213,7 +213,7 @@ class BlockCache:
     def _on_its_device(self, address, pair):
         """The pair, held by the device's storey from now on where there is one."""
         if self._on_device:
-            pair = jax.device_put(pair)
+            pair = jax.device_put(pair, self._where)
             self._device.put(address, pair)
         return pair
 

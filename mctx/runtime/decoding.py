@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mctx.runtime import reading, tailing
+from mctx.runtime.ahead import TRYING
 from mctx.runtime.reading import Draws, Said
 from mctx.runtime.rows import Tail
 from mctx.runtime.sampling import Sampling
@@ -73,8 +74,9 @@ class Line:
         whole = len(self.said) == self.session.interval
         if not whole or len(self.session.ingestion.waiting):
             return
-        tokens = reading.tokens_of([said.token for said in self.said], np.int32(self.lane))
-        self.session.ahead.foresee(self.session, tokens)
+        with TRYING:
+            tokens = reading.tokens_of([said.token for said in self.said], np.int32(self.lane))
+            self.session.ahead.foresee(self.session, tokens)
 
     def close(self) -> None:
         """Ends it here: what was handed out is history, what was drawn behind it is forgotten."""
@@ -107,7 +109,7 @@ class Drawing:
             self._begin()
             while any(not line.ended for line in self._lines):
                 with self._room():
-                    self._step([line for line in self._lines if line.wants])
+                    self._step(self._wanting())
                 for line in self._lines:
                     yield from self._known(line)
                 self._go_on([line for line in self._lines if line.over])
@@ -151,6 +153,13 @@ class Drawing:
         tailing.stand_at_end(line.session)
         line.drawing = self
         line.begin()
+
+    def _wanting(self) -> list[Line]:
+        """Lines that want a step, each on its rows: those that another has lost are made again."""
+        for line in self._lines:
+            if line.wants and not line.session.assembly.stands:
+                self._guarded(line, _remade)
+        return [line for line in self._lines if line.wants]
 
     def _step(self, lines):
         """One step of these lines; their tokens are known some steps later."""
@@ -208,19 +217,20 @@ class Drawing:
 
     def _keep(self, line) -> Steps[None]:
         """Takes what was handed out into the session's history, and forgets what is behind it."""
-        tail, said, handed = reading.tail_of(self._tails, line.lane), line.said, line.handed
+        session, said, handed = line.session, line.said, line.handed
+        tail = reading.tail_of(self._tails, line.lane)
         if len(handed) < len(said):
             last = line.before.last
             if handed:
                 last = np.asarray(said[len(handed) - 1].last)[line.lane]
-            length = line.before.length + np.int32(len(handed))
-            tail = tail._replace(length=length, last=last)
-        line.session.tail, line.said, line.handed = tail, [], []
+            length = np.asarray(line.before.length) + np.int32(len(handed))
+            tail = tailing.changed(session, tail, length=length, last=last)
+        session.tail, line.said, line.handed = tail, [], []
         if not handed:
             return
         at = slice(line.lane, line.lane + 1)
         nll = ((np.asarray(one.nll)[at], 1) for one in said[: len(handed)])
-        yield from line.session.taking(np.array(handed, np.int32), nll)
+        yield from session.taking(np.array(handed, np.int32), nll)
 
     def _guarded(self, line, action):
         """What an action returns; what fails is this line's alone."""
@@ -237,6 +247,10 @@ class Drawing:
         errors = [line.error for line in self._lines if line.error]
         if errors:
             raise errors[0]
+
+
+def _remade(line: Line) -> None:
+    line.session.assembly.remake(line.session.tail.heads)
 
 
 def _step_of(steps: Steps[None], line: Line) -> bool:

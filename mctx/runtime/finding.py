@@ -179,9 +179,8 @@ class Finding:
             return [nothing_found(self._model, (blocks,))]
         live = np.pad(live, (0, -blocks % self._size)).reshape(-1, self._size)
         self._reach(blocks)
-        asking = self._looking(query)
-        total = jnp.full(asking.shape[:3], -jnp.inf)  # [P, Q, G]
-        best = before = jnp.full((len(asking), asking.shape[2]), -jnp.inf)
+        asking, total, best = self._looking(query)
+        before = best
         seen, shares, found = [], [], []
         for i, there in enumerate(live):
             total, each = self._attended(i, asking, there, total)
@@ -228,9 +227,18 @@ def found_by(session, query: jax.Array, blocks: int, dead: np.ndarray) -> Gather
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def looking(model: Wrapped, base: dict, query: jax.Array) -> jax.Array:
-    """Queries [P, Q, G, h], in the type of the keys; query: [L + 1, Q', D]."""
-    return finder.looking(model, base, query).astype(model.dtype)
+def looking(
+    model: Wrapped, base: dict, query: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What a look begins with; query: [L + 1, Q', D].
+
+    Returns:
+      Queries [P, Q, G, h], in the type of the keys; and of no blocks at all, their `total`
+      [P, Q, G] and best [P, G]. Made here, they are to the other programs what those will make.
+    """
+    asking = finder.looking(model, base, query).astype(model.dtype)
+    total = jnp.full(asking.shape[:3], -jnp.inf, jnp.float32)
+    return asking, total, jnp.max(total, axis=1)
 
 
 @jax.jit

@@ -6,7 +6,6 @@ A session on its own has one lane. What a refocus writes, it writes into its own
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mctx.models.base import Rows
@@ -15,6 +14,7 @@ from mctx.runtime import rows
 from mctx.runtime.config import SessionConfig
 from mctx.runtime.memory import room_for
 from mctx.runtime.rows import Buffer
+from mctx.sharding import beside
 
 
 def lanes_for(
@@ -35,7 +35,8 @@ class Lanes:
       prefix: the shared prefix's rows, unrotated.
 
     Attributes:
-      made: unrotated, [L, lanes·heads, R, K, h].
+      made: unrotated, [L, lanes·heads, R, K, h]. where: where all of them stand.
+      life: how often all rows were lost and begun anew.
     """
 
     def __init__(
@@ -43,18 +44,37 @@ class Lanes:
     ):
         self._model, self.heads, self.top, self.count = model, heads, top, lanes
         self.prefix = rows.turned_prefix(model, prefix)
-        self.made = rows.empty_rows(model, lanes * heads, budget)
+        self.where, self.life, self._budget = beside(prefix), 0, budget
+        self._begin()
+        self._counts = np.zeros((lanes, top), np.int32)
+
+    def _begin(self):
+        model, lanes, heads, top = self._model, self.count, self.heads, self.top
+        self.made = rows.empty_rows(model, lanes * heads, self._budget, self.where)
         # Where all heads run, their values are read where they were written.
         self._own_values = top < heads
-        self._keys, values = rows.empty_rows(model, lanes * top, budget)
+        self._keys, values = rows.empty_rows(model, lanes * top, self._budget, self.where)
         self._values = values if self._own_values else None
-        self._counts = np.zeros((lanes, top), np.int32)
 
     @property
     def nbytes(self) -> int:
         """Of all rows, as they were made and as they stand."""
+        return sum(x.nbytes for x in self._all())
+
+    @property
+    def lost(self) -> bool:
+        """Whether a write that failed has used up what it was to write into."""
+        return any(x.is_deleted() for x in self._all())
+
+    def renew(self) -> None:
+        """Where rows are lost, those of all lanes are begun anew."""
+        if self.lost:
+            self._begin()
+            self.life += 1
+
+    def _all(self):
         own = [self._values] if self._own_values else []
-        return sum(x.nbytes for x in (*self.made, self._keys, *own))
+        return *self.made, self._keys, *own
 
     def first(self, lane: int) -> int:
         """The first head of a lane among all."""
@@ -73,7 +93,8 @@ class Lanes:
         self.made = rows.write_tail(self.made, np.int32(head), to, tail.k, tail.v, np.int32(slot))
 
     def write_blocks(self, head: int, to: np.ndarray, blocks: list) -> None:
-        """Writes blocks into one head; see `rows.write_blocks`."""
+        """Writes blocks into one head, wherever they come from; see `rows.write_blocks`."""
+        blocks = jax.device_put(blocks, self.where)
         self.made = rows.write_blocks(self.made, np.int32(head), to, blocks)
 
     def stand(self, lane: int, heads: np.ndarray, positions: np.ndarray, counts: np.ndarray):
@@ -107,10 +128,10 @@ class Lanes:
 
     def restore(self, lane: int, state: Rows) -> None:
         """Holds again what `state` told."""
-        first = self.first(lane)
+        first, state = self.first(lane), jax.device_put(state, self.where)
         self.made = Rows(
             *(
-                jax.lax.dynamic_update_slice_in_dim(x, jnp.asarray(new), first, axis=1)
+                jax.lax.dynamic_update_slice_in_dim(x, new, first, axis=1)
                 for x, new in zip(self.made, state, strict=True)
             )
         )

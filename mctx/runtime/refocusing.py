@@ -11,28 +11,32 @@ from mctx.runtime.steps import Steps
 
 
 def refocusing(session, told: bool) -> Steps[dict]:
-    """Returns its telemetry, if anybody is `told`. If it raises, the session's layouts are
-    lawful and its tail is as it was: it can be made again."""
-    began = time.perf_counter() - session.ahead.waited
-    gained = session.probe.gained(session)
+    """Returns its telemetry, if anybody is `told`. If it raises, the session's layouts and its tail
+    are as they were: it can be made again, and decides the same."""
+    spent, began = session.ahead.spent, time.perf_counter()
     settings = "capacity", "heads", "staging_capacity"
     settings += ("find",) * bool(session.finding)
     with room_for("the lens's look at the layouts", session.config, *settings):
         decision = yield from session.ahead.decided(session)
-    session.layouts = decision.layouts
-    decided = time.perf_counter()
-    shown, missed = cold.as_shown(session)
+    due = spent.due + time.perf_counter() - began
+    gained = session.probe.gained(session) if told else {}
     session.probe.remember(session)
-    with session.room():
-        written = _assemble(session, shown, decision)
+    before, session.layouts, began = session.layouts, decision.layouts, time.perf_counter()
+    try:
+        shown, missed = cold.as_shown(session)
+        with session.room():
+            written = _assemble(session, shown, decision)
+    except BaseException:
+        session.layouts = before
+        raise
     session.shown = shown
     focusing.prefetch(session.tree, session.layouts, session.prefetched)
     session.prefetched = session.layouts
     if not told:
         session.watch.saw(session)
         return {}
-    milliseconds = 1e3 * (decided - began), 1e3 * (time.perf_counter() - decided)
-    report = session.watch.report(session, decision, written, milliseconds)
+    seconds = spent.ahead, due, time.perf_counter() - began
+    report = session.watch.report(session, decision, written, seconds)
     report |= gained | missed.report() | session.storing.report()
     return report | session.spending.since_last(written.gists)
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 
 from mctx.models.base import Rows, rotated
 from mctx.models.wrapped import Wrapped
@@ -53,20 +54,22 @@ class Tail(NamedTuple):
     gate: jax.Array
 
 
-def empty_rows(model: Wrapped, heads: int, length: int) -> Rows:
-    """Zeros, [L, heads, length, K, h]."""
-    return Rows(*_zeros(model, heads, length, 2))
+def empty_rows(model: Wrapped, heads: int, length: int, where: Sharding | None = None) -> Rows:
+    """Zeros, [L, heads, length, K, h]; where they stand: see `sharding.beside`."""
+    return Rows(*_zeros(model, heads, length, where, 2))
 
 
-def empty_tail_rows(model: Wrapped, heads: int, length: int) -> TailRows:
-    """Zeros, [L, heads, length, K, h]."""
-    return TailRows(*_zeros(model, heads, length, 3))
+def empty_tail_rows(
+    model: Wrapped, heads: int, length: int, where: Sharding | None = None
+) -> TailRows:
+    """As `empty_rows`."""
+    return TailRows(*_zeros(model, heads, length, where, 3))
 
 
-def _zeros(model, heads, length, count):
+def _zeros(model, heads, length, where, count):
     c = model.base
     shape = (c.n_layers, heads, length, c.n_kv_heads, c.head_dim)
-    return [jnp.zeros(shape, jnp.dtype(model.dtype)) for _ in range(count)]
+    return [jnp.zeros(shape, jnp.dtype(model.dtype), device=where) for _ in range(count)]
 
 
 @functools.partial(jax.jit, donate_argnums=0)

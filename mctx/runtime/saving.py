@@ -35,7 +35,7 @@ from mctx.tree.arrays import open_kvstore
 from mctx.tree.head import Head, HeadRecord, explained
 from mctx.tree.store import Tree
 
-MAGIC, FORMAT = b"megacontext-session", 2
+MAGIC, FORMAT = b"megacontext-session", 3
 IDENTITY = "identity"  # the note by which a tree is told from another at the same place
 # Settings that decide how fast a session is and how much memory it takes, never what it says.
 PACE = {
@@ -225,12 +225,14 @@ def _restore(saved: Saved, session) -> None:
     facts, tail, cached = saved.facts, of("tail"), of("cache")
     query = saved.arrays["session/query"]
     session.stand(facts["blocks"], query)
-    session.query_before = jnp.asarray(saved.arrays.get("session/query_before", query))
+    query_before = saved.arrays.get("session/query_before", query)
+    session.query_before = jax.device_put(query_before, session.reader.where)
     session.fresh, session.has_read = facts["fresh"], facts["has_read"]
     session.refocuses = facts["refocuses"]
     session.layouts, session.shown = Layout(**of("layouts")), Layout(**of("shown"))
-    rows = TailRows(*(jnp.asarray(tail.pop(name)) for name in TailRows._fields))
-    session.tail = Tail(rows, **{name: jnp.asarray(x) for name, x in tail.items()})
+    tail = jax.device_put(tail, session.reader.where)
+    rows = TailRows(*(tail.pop(name) for name in TailRows._fields))
+    session.tail = Tail(rows, **tail)
     session.assembly.restore(of("assembly"))
     session.assembly.stand(session.tail.heads)
     if cached:

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mctx.errors import UserError
@@ -311,7 +310,7 @@ class Session:
     def stand(self, blocks: int, query: np.ndarray) -> None:
         """At a block's border of the tree as it is now; query: [L + 1, Q, D]."""
         self.blocks, self.fresh, self.has_read = blocks, 0, False
-        self.query = self.query_before = jnp.asarray(query)
+        self.query = self.query_before = jax.device_put(query, self.reader.where)
         self.behind = False
         self.dead_runs = self.tree.dead
         self.dead = Dead.of(self.dead_runs)
@@ -388,10 +387,13 @@ class Session:
             self._drawing = lambda: None
         if grows and self.storing.full:
             self.storing.due()
+        self._owed |= tailing.renewed(self)
         if self.behind:
             finish(growing.growing(self))
         if self._owed:
             self.refocus()
+        if not self.assembly.stands:
+            self.assembly.remake(self.tail.heads)
 
     def room(self):
         """Around what may ask for more memory than there is."""

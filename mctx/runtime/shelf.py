@@ -33,13 +33,17 @@ class Shelf:
     """
 
     def __init__(self, tree: Tree, nodes: int):
-        self._tree, spec, rows = tree, tree.spec, 2 * nodes + 1
-        self.table: jax.Array = jnp.zeros((rows, spec.gist_width))
+        self._tree, self._rows, self.clock = tree, 2 * nodes + 1, 0
+        self._begin()
+
+    def _begin(self):
+        """Nothing stands here."""
+        rows = self._rows
+        self.table: jax.Array = jnp.zeros((rows, self._tree.spec.gist_width))
         self._keys = np.full(rows, EMPTY, np.int64)
         self._where = np.full((rows, 3), EMPTY, np.int64)
         self._used = np.zeros(rows, np.int64)
         self._used[0] = np.iinfo(np.int64).max
-        self.clock = 0
 
     def places(self, level: np.ndarray, index: np.ndarray) -> np.ndarray:
         """Rows of `table` where the gists of nodes stand, any shape; what is lacking is written.
@@ -63,6 +67,8 @@ class Shelf:
 
     def _stand(self, keys):
         """Rows [n] of distinct nodes, which are there afterwards."""
+        if self.table.is_deleted():  # a write that failed has used it up
+            self._begin()
         level, index = keys >> LEVEL_SHIFT, keys & INDEX_MASK
         where = self._by_level(level, index, self._tree.addresses, (3,), np.int64)
         known, rows = within(keys, self._keys)
@@ -76,6 +82,7 @@ class Shelf:
         if len(lacking):
             new = np.flatnonzero(~known)
             rows[new] = np.argpartition(self._used, len(new))[: len(new)]
+            self._keys[rows[lacking]] = EMPTY  # should it fail, they are written anew
             self._put(rows[lacking], gists)
             self._used[rows] = self.clock
             self._keys[rows], self._where[rows] = keys, where

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from mctx.models.router import Routing
@@ -13,23 +13,25 @@ from mctx.tree.documents import last_live
 
 def empty(session) -> Tail:
     """Room for what is read until the next refocus, and for what a policy reads again."""
-    config, top = session.config, session.config.top
+    config, top, where = session.config, session.config.top, session.reader.where
     size = session.interval + (config.reread if config.tail == "reread" else 0)
-    return Tail(
-        rows.empty_tail_rows(session.model, top, size),
-        np.int32(0),
-        jnp.zeros(session.model.base.d_model),
-        *Routing(np.arange(top, dtype=np.int32), np.zeros(top, np.float32)),
-    )
+    last = np.zeros(session.model.base.d_model, np.float32)
+    routing = Routing(np.arange(top, dtype=np.int32), np.zeros(top, np.float32))
+    rest = jax.device_put((np.int32(0), last, *routing), where)
+    return Tail(rows.empty_tail_rows(session.model, top, size, where), *rest)
 
 
 def clear(session, routing: Routing) -> None:
     """The routed heads stand on what was assembled, and the tail's rows are forgotten; what was
     read last still predicts the next token."""
     session.assembly.stand(routing.heads)
-    session.tail = session.tail._replace(
-        length=np.int32(0), heads=routing.heads, gate=routing.gate
-    )
+    fields = dict(length=np.int32(0), heads=routing.heads, gate=routing.gate)
+    session.tail = changed(session, session.tail, **fields)
+
+
+def changed(session, tail: Tail, **fields) -> Tail:
+    """A tail with some fields others: on the device, as those that a program has made."""
+    return tail._replace(**jax.device_put(fields, session.reader.where))
 
 
 def read(session, tokens: np.ndarray) -> list[tuple]:
@@ -54,7 +56,6 @@ def read(session, tokens: np.ndarray) -> list[tuple]:
         )
         out.append((nll, len(piece)))
         session.spending.read(size)
-    session.has_read |= len(tokens) > 0
     return out
 
 
@@ -69,13 +70,14 @@ def stand_at_end(session) -> None:
     """After `seek`, what the last tokens say is read once, so that the next can be predicted.
 
     The last block is taken out of the buffer for that, read behind the rest, and put back as
-    the tail policy has it; tokens that wait for their block are read after it.
+    the tail policy has it, where the policy has not read it again already; tokens that wait for
+    their block are read after it.
     """
     waiting = session.ingestion.waiting
     if session.has_read or not (session.blocks or len(waiting)):
         return
     last = live(session, 1)
-    if len(last) and session.config.tail != "reread":
+    if len(last) and not int(session.tail.length):
         routing = Routing(session.tail.heads, session.tail.gate)
         session.assembly.assemble(session.shown, before=last[0])
         clear(session, routing)
@@ -84,6 +86,16 @@ def stand_at_end(session) -> None:
         clear(session, Routing(session.tail.heads, session.tail.gate))
     if len(waiting):
         read(session, waiting)
+    session.has_read = bool(len(last) or len(waiting))
+
+
+def renewed(session) -> bool:
+    """Where a reading that failed has used up the tail, it begins anew, and the last tokens will be
+    read again (`stand_at_end`); True where blocks stood in it alone, for a refocus to show."""
+    if not session.tail.last.is_deleted():
+        return False
+    session.tail, session.has_read = empty(session), False
+    return session.fresh > 0
 
 
 def live(session, count: int) -> np.ndarray:

@@ -25,14 +25,16 @@ class Watch:
     def forget(self) -> None:
         self._before: Layout | None = None
 
-    def report(self, session, decision, written, milliseconds) -> dict[str, float]:
+    def report(self, session, decision, written, seconds) -> dict[str, float]:
         """Scalars of one refocus; sums over heads unless said otherwise.
 
         swap_rate: share of the detailed blocks that were not detailed before. residency: share of
         the rows wanted that were there already. coverage/AGE: share of the blocks younger than
         AGE that are shown as tokens, by any head. overlap: mean share of a head's detailed blocks
         outside the recent ones that another head shows too. blind: 1 where a failing store let
-        nothing be scored.
+        nothing be scored. ms_ahead: milliseconds of the host that went into the decision before it
+        was due, beside what was read or drawn; ms_due: what it took from then on, sessions that
+        decide side by side all counted; ms_assemble: what it took to show what was decided.
         """
         blocks, edits = session.blocks, decision.edits
         detailed = self._of_all(session, session.shown)
@@ -52,9 +54,9 @@ class Watch:
             "gain_shown": _gain(decision.scored, decision.scores),
             "nodes": float(np.mean(session.layouts.count)),
             "overlap": _overlap([d[d < fixed] for d in detailed]),
-            "ms_decide": milliseconds[0],
-            "ms_assemble": milliseconds[1],
         }
+        for name, one in zip(("ahead", "due", "assemble"), seconds, strict=True):
+            scalars[f"ms_{name}"] = 1e3 * one
         if self._before is not None:
             pairs = zip(detailed, self._of_all(session, self._before), strict=True)
             new = [np.sum(~within(now, before)[0]) for now, before in pairs]

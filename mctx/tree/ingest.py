@@ -21,6 +21,7 @@ from mctx.flops import Count
 from mctx.models.attention import NEGATIVE
 from mctx.models.base import Context, Rows
 from mctx.models.wrapped import Wrapped, prefix_rows, read, read_windows
+from mctx.sharding import beside
 from mctx.tree import editing
 from mctx.tree.documents import Span
 from mctx.tree.store import Tree, TreeSpec
@@ -79,7 +80,9 @@ def tree_spec(model: Wrapped, fingerprint: str) -> TreeSpec:
 class Reader:
     """The compiled calls of ingest for one model; knows no tree and keeps no history.
 
-    `operations` counts what the calls so far have asked of the machine (`mctx.flops`).
+    Attributes:
+      operations: counts what the calls so far have asked of the machine (`mctx.flops`).
+      where: where what it makes stands (`sharding.beside`).
     """
 
     def __init__(self, model: Wrapped, params: dict):
@@ -87,6 +90,7 @@ class Reader:
         self.operations = Count()
         self.params = {name: params[name] for name in ("base", "gistnet")}
         self.prefix = jax.jit(functools.partial(prefix_rows, model))(params)  # [L, 1, P, K, H]
+        self.where = beside(self.prefix)
         self._full = jax.jit(functools.partial(_read_full, model))
         self._gists = jax.jit(functools.partial(_gists_of_windows, model))
         self._grow = jax.jit(functools.partial(_read_more, model), donate_argnums=3)
@@ -132,7 +136,7 @@ class Reader:
         """On the device, [L, window, K, H]: for the rows of a window that grows."""
         c = self.model.base
         shape = (c.n_layers, self.model.window, c.n_kv_heads, c.head_dim)
-        return Rows(*(jnp.zeros(shape, x.dtype) for x in self.prefix))
+        return Rows(*(jnp.zeros(shape, x.dtype, device=self.where) for x in self.prefix))
 
     def grow(self, tokens: np.ndarray | jax.Array, before: Rows, length: int):
         """Whole blocks behind the rows of their window so far.
@@ -145,6 +149,7 @@ class Reader:
           The window's rows, and what was added, all on the device: rows [n, L, K_1, K, H] and gists
           [n, slots, W], on their way to the host, and states [L + 1, n·K_1, D].
         """
+        tokens = jax.device_put(tokens, self.where)  # one program for known ones and others
         args = self.params, self.prefix, tokens, before, np.int32(length)
         self.operations.add(("grow", len(tokens)), 1, _read_more, (self.model,), *args)
         window, (rows, states, gists) = self._grow(*args)
@@ -266,7 +271,7 @@ class Ingest:
 
     def ask(self, tokens: np.ndarray | jax.Array) -> jax.Array | None:
         """Begins to read what will probably wait when the next is fed; see `OpenWindow.ask`."""
-        return self._open.ask(tokens)
+        return self._window().ask(tokens)
 
     def _begin(self, rows):
         """What the base makes of the windows with which the waiting text begins, if it does so at a
@@ -290,7 +295,7 @@ class Ingest:
         return lambda: Blocks(first, *map(_joined_blocks, rows), states)
 
     def _take_blocks(self):
-        grown = self._open.read(self.waiting)
+        grown = self._window().read(self.waiting)
         count = len(grown.tokens)
         # Should this fail, they still wait, and will be read again in the same place.
         first = self._append(self.waiting[:count], np.asarray(grown.gists))
@@ -308,15 +313,22 @@ class Ingest:
 
     def state(self) -> dict[str, np.ndarray]:
         """What is in memory alone: tokens that wait, and the open window's rows, on the host."""
-        return {"waiting": self.waiting} | self._open.state()
+        return {"waiting": self.waiting} | self._window().state()
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Goes on exactly where `state` was asked for; the tree must be as it was then."""
         self.waiting = state["waiting"]
         self._open.restore(state)
 
+    def _window(self) -> OpenWindow:
+        """The window in which the text ends, with all its rows."""
+        if self._open.lost:
+            self._resume()
+        return self._open
+
     def _resume(self):
         """Text that ends inside a window: the window's rows so far are read again."""
+        self._open.begin()
         size, block = self.reader.model.window, self.reader.model.gist.block
         stop, began = self.tree.blocks * block, int(self.tree.borders[-1])
         tokens = self.tree.tokens(began + (stop - began) // size * size, stop)

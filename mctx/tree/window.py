@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mctx.models.base import Rows
@@ -31,9 +30,18 @@ class OpenWindow:
 
     def __init__(self, reader, stride: int):
         self._reader, self._stride = reader, stride
-        self._rows: Rows = reader.empty_window()
         self._asked: Grown | None = None
-        self.length = 0
+        self.begin()
+
+    @property
+    def lost(self) -> bool:
+        """Whether a reading that failed has used up its rows."""
+        return self._rows.k.is_deleted() or self._rows.v.is_deleted()
+
+    def begin(self) -> None:
+        """Holds nothing."""
+        self._rows = self._reader.empty_window()
+        self.close()
 
     def step(self, count: int) -> int:
         """By how many of `count` tokens, at least a block, it grows next."""
@@ -74,7 +82,8 @@ class OpenWindow:
 
     def close(self) -> None:
         """What follows begins a window of its own."""
-        self.length, self._asked = 0, None
+        self.length: int = 0
+        self._asked = None
 
     def state(self) -> dict[str, np.ndarray]:
         """All that it holds, on the host."""
@@ -83,7 +92,8 @@ class OpenWindow:
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Goes on exactly where `state` was asked for."""
-        self._rows = Rows(jnp.asarray(state["open_k"]), jnp.asarray(state["open_v"]))
+        k, v = (jax.device_put(state[name], self._rows.k.sharding) for name in ("open_k", "open_v"))
+        self._rows = Rows(k, v)
         self.length, self._asked = int(state["open_length"]), None
 
     def _knows(self, tokens):

@@ -1,8 +1,11 @@
 """Sessions over a tiny wrapped model with random parameters; the text is digits of chance."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
+import logging
+from collections import Counter
 
 import jax
 import numpy as np
@@ -85,3 +88,27 @@ class Compilations:
 
     def _hear(self, event, duration, **_):
         self.count += event.endswith("backend_compile_duration")
+
+
+@contextlib.contextmanager
+def compiled():
+    """Counts programs that JAX compiles meanwhile, none of which it knows yet, by the name of their
+    function and the shapes of their arguments; but for those of which these do not say all."""
+    static = "jit(_ascend)", "jit(broadcast_in_dim)"  # a level, a shape
+    logger = logging.getLogger("jax._src.interpreters.pxla")
+    heard, level, handler = Counter(), logger.level, logging.Handler()
+
+    def hear(record):
+        message = record.getMessage()
+        if message.startswith("Compiling ") and not any(name in message for name in static):
+            heard[message.partition(" Argument mapping")[0]] += 1
+
+    handler.emit = hear
+    jax.clear_caches()
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield heard
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)

@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 
+import jax
 import numpy as np
 import pytest
 
 from mctx.errors import UserError
-from mctx.runtime import SessionBatch
+from mctx.runtime import SessionBatch, rows
 from mctx.runtime.storing import Storing
 from mctx.tree.head import StoreError
 from tests.runtime.small import (
@@ -126,3 +127,26 @@ def test_what_cannot_be_asked_is_refused():
         batch(1).stream([dict(temperature=-1.0)])
     with pytest.raises(UserError, match="nothing to continue"):
         batch(1).generate([{}])
+
+
+def test_rows_that_one_session_has_lost_are_made_again_for_the_others(monkeypatch):
+    made, plain = batch(2), rows.turn
+    assert made.generate(ASKS[:2]) == [alone(which)[0][0] for which in range(2)]
+
+    def full(model, keys, *rest):
+        monkeypatch.setattr(rows, "turn", plain)
+        keys.delete()
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    said = []
+    monkeypatch.setattr(rows, "turn", full)  # of the first whose block ends
+    with pytest.raises(UserError, match="not enough memory"):
+        for which, piece in made.stream([dict(tokens=6)] * 2):
+            said.append((which, piece))
+    told = ["".join(piece for which, piece in said if which == one) for one in range(2)]
+    wanted = [alone(which)[0][1] for which in range(2)]
+    assert sorted(map(len, told))[0] < 6 and max(told, key=len) in wanted
+    for which, one in enumerate(made.sessions):
+        if told[which] == wanted[which]:
+            same(one, which)
+        assert np.all(np.isfinite(one.peek(TAIL)))

@@ -1,6 +1,8 @@
 """A store that fails or is slow, and a machine that is full: told, survived, and nothing lost."""
 
+import contextlib
 import dataclasses
+import itertools
 import threading
 import time
 
@@ -10,7 +12,7 @@ import pytest
 
 from mctx.errors import UserError
 from mctx.focus import layout
-from mctx.runtime import focusing, reading
+from mctx.runtime import focusing, reading, rows, shelf
 from mctx.tree.arrays import Arrays
 from mctx.tree.head import HeadRecord, StoreError, TreeError, explained
 from mctx.tree.store import Tree
@@ -196,6 +198,54 @@ def test_a_full_device_names_the_setting_to_lower(what, words, monkeypatch):
     monkeypatch.setattr(owner, what, full)
     with pytest.raises(UserError, match=words):
         made.read_tokens(TEXT[: 2 * BLOCK])
+
+
+def uses_up(monkeypatch, owner, name, donated, calls=0):
+    """After so many `calls` of a function, one fails that has used up what it was given."""
+    plain, count = getattr(owner, name), itertools.count()
+
+    def full(*arguments):
+        if next(count) != calls:
+            return plain(*arguments)
+        for x in jax.tree.leaves(arguments[donated]):
+            if isinstance(x, jax.Array):
+                x.delete()
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(owner, name, full)
+    return count
+
+
+CHOSEN = dataclasses.replace(CONFIG, heads=2, top=1, router="utility")
+KEEP = dataclasses.replace(CONFIG, tail="keep")
+LOST = [
+    *[(CHOSEN, rows, name, 0) for name in ("move_rows", "write_rows", "write_blocks", "choose")],
+    *[(CHOSEN, rows, "turn", 1), (KEEP, rows, "write_tail", 0)],
+    *[(CONFIG, shelf, "_written", 0), (CONFIG, reading, "extend", 4), (CONFIG, None, "_grow", 3)],
+]
+
+
+@pytest.mark.parametrize("config, owner, name, donated", LOST)
+@pytest.mark.parametrize("calls", [0, 3])
+def test_what_a_failed_write_has_used_up_is_made_again(
+    config, owner, name, donated, calls, monkeypatch
+):
+    text_, start = np.concatenate([TEXT, TEXT]), 4 * WINDOW + 1
+    made, plain = session(config), session(config)
+    for one in made, plain:
+        one.read_tokens(text_[:start])
+    plain.read_tokens(text_[start:])
+    count = uses_up(monkeypatch, owner or made.reader, name, donated, calls)
+    with contextlib.suppress(UserError):
+        made.read_tokens(text_[start:])
+    assert next(count) > calls
+    for _ in range(2):  # in the middle of a block, too, it can be looked at
+        np.testing.assert_array_less(made.peek(TEXT[:BLOCK]), np.inf)
+    made.read_tokens(text_[made.length :])
+    assert made.length == len(text_)
+    jax.tree.map(np.testing.assert_array_equal, made.layouts, plain.layouts)
+    if config is not KEEP:  # of which rows as they were decoded are lost
+        np.testing.assert_allclose(made.peek(TEXT[:9]), plain.peek(TEXT[:9]), atol=1e-4)
 
 
 def test_other_errors_of_a_device_are_not_explained_away(monkeypatch):

@@ -260,6 +260,14 @@ def test_predictions_do_not_depend_on_the_pieces():
     assert cut.tree.length == STREAM // BLOCK * BLOCK
 
 
+@pytest.mark.parametrize("tail", POLICIES)
+def test_tokens_that_wait_are_read_after_what_was_ingested(tail):
+    start, at = 2 * WINDOW, config(tail=tail, reread=BLOCK)
+    plain, next_ = standing(start, at), TEXT[start + 2 : start + BLOCK]
+    plain.predict(TEXT[start : start + 2])
+    close(standing(start + 2, at).predict(next_), plain.predict(next_), atol=1e-4)
+
+
 def test_peek_leaves_everything_as_it_was():
     made = standing(8 * WINDOW + 2)
     first = made.peek(TEXT[:TAIL])

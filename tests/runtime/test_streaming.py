@@ -4,8 +4,21 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 
-from tests.runtime.small import BLOCK, CONFIG, MODEL, Compilations, session, text
+from mctx.runtime import finding
+from tests.runtime import small, test_finding
+from tests.runtime.small import (
+    BLOCK,
+    CONFIG,
+    MODEL,
+    TWO,
+    WINDOW,
+    Compilations,
+    compiled,
+    session,
+    text,
+)
 
 REFOCUSES = 1000
 BLOCK_BYTES = 2 * 4 * MODEL.base.n_layers * BLOCK * MODEL.base.n_kv_heads * MODEL.base.head_dim
@@ -34,6 +47,45 @@ def test_a_thousand_refocuses_compile_nothing_anew():
     assert births == {1, 2, 3, 4}
     assert made.cache.windows_read > 0
     assert np.all(np.isfinite(nll[1:]))
+
+
+ON_DEVICE = {"cache_bytes": 8 * BLOCK_BYTES, "device_bytes": 12 * BLOCK_BYTES}
+
+
+@pytest.mark.parametrize(
+    "of, config",
+    [
+        (small, dataclasses.replace(TWO, decide="ahead", tail="keep", **ON_DEVICE)),
+        (test_finding, dataclasses.replace(CONFIG, **ON_DEVICE)),
+    ],
+)
+def test_no_program_is_compiled_twice_for_the_same_shapes(of, config, monkeypatch):
+    """From nothing, until gists of several levels are shown and every store has grown."""
+    monkeypatch.setattr(finding, "PIECE", test_finding.PIECE)
+    reader = small.Reader(MODEL, small.opened().params)  # whose programs nobody has used
+    tokens, levels = text(MODEL.gist.span(3) + 4 * WINDOW, seed=9), set()
+
+    def watch(made, _):
+        shown = np.asarray(made.shown.shown)
+        levels.update(np.asarray(made.shown.level)[shown].tolist())
+
+    made = small.Session(of.opened(), small.place(), config, reader=reader, on_refocus=watch)
+    with compiled() as counts:
+        made.predict(tokens[: 2 * BLOCK])
+        made.predict(tokens[:3])
+        made.predict(tokens[3:4])
+        made.generate(tokens=3 * BLOCK)
+        made.predict(tokens)
+        for seen in BLOCK - 1, 2 * BLOCK - 1:
+            stream = made.stream(tokens=4 * BLOCK)
+            for _ in range(seen):
+                next(stream)
+            stream.close()
+        made.ingest(tokens[: 5 * WINDOW])
+        made.generate(tokens=9 * BLOCK)
+    assert {0, 1, 2} <= levels and made.cache.windows_read > 0
+    assert counts.total() > 20
+    assert not [one for one, count in counts.items() if count > 1]
 
 
 def test_compilations_are_counted():
