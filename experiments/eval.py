@@ -25,9 +25,9 @@ The first seven take segments of text, as many packages or authors as there are,
 over these; base, gists and lens are run, where the checkpoint has their parts, if none is named.
 The others put every method of `experiments.methods` behind the same histories, at equal budget.
 Each writes DIR/eval/NAME.json, or NAME-LABEL.json, with all that is needed to make it again; gists
-also gists-again, lens also lens-gap. Records are kept beside them, in NAME.jsonl one for every sample
-and method, in segments.jsonl one for every text and suite of the first seven: an interrupted run,
-run again, goes on behind them.
+also gists-again, lens also lens-gap. Records are kept beside them, in NAME.jsonl one for every
+sample and method, in segments.jsonl one for every text and suite of the first seven: an interrupted
+run, run again, goes on behind them.
 The text is, unless given, packages of this Python that the checkpoint was never trained on.
 --smoke takes few samples of each, to see that all works.
 """

@@ -13,8 +13,8 @@
     python -m experiments.bench positions [--input=SOURCE …] [--samples=N] --json
         runs/bench/positions.json
 
-tail: the tail policies of law 8, one of them also with refocuses decided ahead, on the same segments
-of held-out text: recovered, and milliseconds of a block with its refocus. --input as in
+tail: the tail policies of law 8, one of them also with refocuses decided ahead, on the same
+segments of held-out text: recovered, and milliseconds of a block with its refocus. --input as in
 `experiments.eval`; --samples of each package or author.
 
 tree: the store against a raw file and NumPy in the same run, its behaviour under kills, and what a
