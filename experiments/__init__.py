@@ -1,1 +1,1 @@
-"""What a person runs: every module here is a command, `python -m experiments.NAME`."""
+"""What a person runs, `python -m experiments.NAME` (README: Entry points), and what that shares."""

@@ -3,10 +3,10 @@
     python -m experiments.eval --workdir=DIR | --checkpoint=DIR [--step=latest]
         [--suite=NAME … | all] [--seed=S] [--out=DIR] [--json=FILE] [--smoke]
         [--corpus=DIR | --input=SOURCE …] [--segments=N] [--label=TEXT]
-        [--methods=NAME …] [--lengths=N …] [--budget=N] [--samples=N] [--depths=D …]
-        [--haystack=SOURCE]
+        [--methods=NAME …] [--lengths=N …] [--budget=N] [--budgets=N …] [--samples=N]
+        [--depths=D …] [--distractors=N …] [--haystack=SOURCE]
 
-base         NLL of the base by position in its window
+base         NLL of the base by position, and behind a quarter of its window and behind all of it
 gists        what gists alone recover of 512 tokens, level by level; blocks told again from theirs
 gists_far    what gists of 1,536 tokens recover behind the recent 512
 lens         what 2, 4, 8 or 16 blocks of 48 recover, chosen by the lens and by others
@@ -24,9 +24,10 @@ descent      what opening level by level misses of what scoring all blocks would
 The first seven take segments of text, as many packages or authors as there are, and intervals are
 over these; base, gists and lens are run, where the checkpoint has their parts, if none is named.
 The others put every method of `experiments.methods` behind the same histories, at equal budget.
-Each writes DIR/eval/NAME.json, or NAME-LABEL.json, with all that is needed to make it again. Their
-records are in NAME.jsonl, one for every sample and method; those of the first seven, one a suite,
-in segments.jsonl. Run again, an interrupted run goes on behind them.
+Each writes DIR/eval/NAME.json, or NAME-LABEL.json, with all that is needed to make it again; gists
+also gists-again, lens also lens-gap. Records are kept beside them, in NAME.jsonl one for every
+sample and method, in segments.jsonl one for every text and suite of the first seven: an interrupted
+run, run again, goes on behind them.
 The text is, unless given, packages of this Python that the checkpoint was never trained on.
 --smoke takes few samples of each, to see that all works.
 """

@@ -6,8 +6,9 @@ Phases in order: base, gist, lens, mof; after gist, if it is wanted, lora, which
 it apply with `--config.with_lora=True`. Each writes DIR/<phase>, finds what was trained before it
 in DIR (or in `--config.init`, a checkpoint), and goes on from its own latest step. `config.corpus`
 is a folder of domains (`python -m data.corpus`), `config.domains` their weights: one that is not
-there needs `--config.domains.NAME=0`. A folder of one domain needs no weights. Phase lens also
-asks for `questions` in that folder (`python -m data.questions`), or for `--config.questions=0`.
+there needs `--config.domains.NAME=0`. A folder of one domain needs no weights. Where
+`config.questions` of phase lens is not 0, it wants questions in that folder, too (`python -m
+data.questions`).
 `config.json` beside a phase's metrics has all the settings that it was last trained with.
 
 Every process of a job runs this command (experiments/launch, docs/scale.md); with

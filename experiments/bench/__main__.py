@@ -1,6 +1,6 @@
 """Measures one part of the system against its alternatives.
 
-    python -m experiments.bench tail [--input=SOURCE …] --json runs/tail.json
+    python -m experiments.bench tail [--input=SOURCE …] [--samples=N] --json runs/tail.json
     python -m experiments.bench tree [--only=NAME,…] [--smoke] [--workdir=DIR] --json runs/tree.json
     python -m experiments.bench allocator [--only=NAME,…] [--smoke] --json runs/allocator.json
     python -m experiments.bench resume [--only=NAME,…] [--smoke] --json runs/resume.json
@@ -13,8 +13,9 @@
     python -m experiments.bench positions [--input=SOURCE …] [--samples=N] --json
         runs/bench/positions.json
 
-tail: the tail policies of law 8 on the same segments of held-out text: recovered, and milliseconds
-of a block with its refocus. --input as in `experiments.eval`.
+tail: the tail policies of law 8, one of them also with refocuses decided ahead, on the same
+segments of held-out text: recovered, and milliseconds of a block with its refocus. --input as in
+`experiments.eval`; --samples of each package or author.
 
 tree: the store against a raw file and NumPy in the same run, its behaviour under kills, and what a
 replaced file costs. A tree of a billion tokens is written below --workdir and removed: 9 GB of
@@ -41,7 +42,7 @@ training waits for its data; with --only=devices, phases base and gist on all de
 
 positions: rows of shown blocks from their ingest windows, at contiguous positions, against reading
 the blocks again in the working context, at contiguous and at global positions: recovered, on the
-same segments. --input as for tail.
+same segments. --input and --samples as for tail.
 
 --only names rows to measure; --smoke makes all of them small. --name is that of the table which
 `experiments.report` fills: <!-- table:NAME -->.
@@ -79,10 +80,10 @@ def flags() -> argparse.ArgumentParser:
     )
     parser.add_argument("what", choices=list(BENCHES))
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
-    parser.add_argument("--input", nargs="+", default=["held-out"], help="tail: texts to stream")
+    parser.add_argument("--input", nargs="+", default=["held-out"], help="tail, positions: texts")
     parser.add_argument("--past", type=int, default=1024, help="tail: tokens of history before")
     parser.add_argument("--tokens", type=int, default=768, help="tail: tokens streamed")
-    parser.add_argument("--samples", type=int, default=2, help="tail: segments of each text")
+    parser.add_argument("--samples", type=int, default=2, help="tail, positions: of each text")
     drawn = parser.add_mutually_exclusive_group()
     drawn.add_argument("--model", choices=list(MODELS), help="runtime: random weights, by name")
     drawn.add_argument("--config", type=Path, help="runtime: random weights of this config")

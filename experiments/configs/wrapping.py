@@ -65,7 +65,16 @@ GIST = dict(
     inject="kv",
 )
 LENS = dict(
-    heads=4, query=128, d_model=256, d_ff=512, n_layers=2, n_heads=4, best=32, rank=16
+    heads=4,
+    query=128,
+    d_model=256,
+    d_ff=512,
+    n_layers=2,
+    n_heads=4,
+    best=32,
+    rank=16,
+    finders=(),  # (layer, key/value head) of those that `python -m experiments.finders` names
+    find_query=64,
 )
 TRAIN = dict(weight_decay=0.01, b2=0.98, clip=1.0, save_every=500, log_every=20, eval_every=500)
 READING = dict(
@@ -94,6 +103,8 @@ PHASES = {
             recent=4,
             sets=4,
             novel=8,
+            questions=0.0,  # of the rows; for finders they are needed (docs/wrap-your-own-model.md)
+            support=6.0,
         ),
         train=dict(steps=1700, learning_rate=1e-3, warmup=100, seed=2),
     ),

@@ -22,7 +22,9 @@ PANELS = {  # known scalars by their first word after "refocus/", in the order d
     "entries": "entries in the working context",
     "delta_nll": "ΔNLL that a refocus brought, nats/token (← better)",
     "flops": "operations per refocus",
-    "ms": "milliseconds per refocus",
+    "ms_ahead": "ms of the host on a decision before it is due",
+    "ms_due": "ms of a decision since it is due",
+    "ms_assemble": "ms to show what was decided",
 }
 
 

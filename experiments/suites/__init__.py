@@ -1,6 +1,6 @@
 """What can be measured: one file a suite, each a few pure functions that return rows.
 
-Two kinds. A `Suite` turns segments of text into rows in one go: base, gists, lens. An `Asking`
+Two kinds. A `Suite` turns segments of text into rows in one go (base, gists, lens, …). An `Asking`
 has trials: one after the other, each a history and something to ask behind it, with every method
 (`experiments.methods`) on each; its records are kept, so that it can be interrupted.
 """

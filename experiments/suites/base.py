@@ -1,4 +1,4 @@
-"""NLL of the plain base by position in its trained window: what context is worth to it."""
+"""NLL of the plain base by position in its window, and what its whole window is worth to it."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The one train loop: every phase (base, gist, lens, mof) is a value that `train` runs.
+"""The one train loop: every phase (base, gist, lens, mof, lora) is a value that `train` runs.
 
 One compiled step over the mesh with donated state; batches are made ahead by a
 thread and metrics are read one step late, so the device waits for neither. All that a step uses
@@ -44,8 +44,8 @@ class Phase:
     """What is trained, on what, and how it is judged.
 
     Attributes:
-      name: 'base', 'gist', 'lens' or 'mof'; also the folder of the workdir it writes.
-      item: the checkpoint item it trains: 'base', 'gistnet', 'lensnet' or 'mof'.
+      name: 'base', 'gist', 'lens', 'mof' or 'lora'; also the folder of the workdir it writes.
+      item: the checkpoint item it trains: 'base', 'gistnet', 'lensnet', 'mof' or 'lora'.
       init: key → the parameters that are trained; traceable by `jit`.
       loss: (params, frozen, batch, key) → (loss, metrics), all scalars. The loss is a mean over
         the batch, sum / count over ALL its rows, so that it is right however rows are sharded.

@@ -113,6 +113,16 @@ def test_parts_around_an_imported_base(name):
         assert config.focus.recent * gist.block + config.tail < model.base.window
 
 
+@pytest.mark.parametrize("name", WRAPPED)
+def test_the_lens_of_an_imported_base_can_be_given_finders_and_questions(name):
+    given = ["--config.corpus=none", "--config.questions=0.25"]
+    given.append("--config.lens.finders=((12, 0), (11, 2))")
+    config = configuration(f"{CONFIGS}/{name}.py:lens", given)
+    assert wrapped_from(config, {}).lens.finders == ((12, 0), (11, 2))
+    rows = config.batch_size * config.questions
+    assert rows == int(rows)
+
+
 def assert_split(tree, ways):
     """No device holds much more than its share of the parameters."""
     mesh = sharding.mesh(data=1, fsdp=ways)

@@ -163,7 +163,7 @@ def test_a_run_leaves_its_table_and_all_its_pictures(tmp_path, capsys):
     write(run / "summary.json", result())
     lines = [{"step": s, "time": 0, "loss": 1 / (s + 1), "eval/nll": None} for s in range(300)]
     write(run / "lens/metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    lines = [{"step": s, "time": 0, "refocus/ms": 2, "refocus/coverage/old": 0.1,
+    lines = [{"step": s, "time": 0, "refocus/ms_due": 2, "refocus/coverage/old": 0.1,
               "refocus/coverage/new": 0.9, "refocus/own_idea": s} for s in range(3)]
     write(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     records = [layout(position, {0, position // 4 - 1}) for position in (16, 32, 48)]

@@ -13,6 +13,7 @@ from rich.console import Console
 from experiments import report, stream
 from experiments.display import Clock, Display, Moment, strip
 from experiments.focus_raster import UNWRITTEN
+from experiments.pictures.curves import PANELS, is_refocus
 from mctx.errors import UserError
 from mctx.telemetry import read_scalars
 from mctx.tokenizer import Tokenizer
@@ -75,6 +76,8 @@ def test_a_tree_is_made_continued_and_told_about(bundle, tmp_path, capsys, monke
     assert set(rows) == set(range(0, 45, 4))  # a refocus a block, and the empty tree's
     assert all(row["refocus/entries"] <= 40 for row in rows.values())
     assert rows[44]["stream/nll"] > 0
+    told = {name.split("/")[1] for row in rows.values() for name in row if is_refocus(name)}
+    assert set(PANELS) - {"delta_nll"} <= told  # that one only of refocuses that are probed
     layouts = (workdir / report.LAYOUTS_FILE).read_text().splitlines()
     assert [json.loads(line)["position"] for line in layouts] == sorted(rows)
 
