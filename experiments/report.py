@@ -2,10 +2,11 @@
 
     python -m experiments.report RUN… [--results RESULTS.md] [--out DIR]
 
-RUN is a result file, or a workdir with `summary.json` or `eval/*.json`. Each result is printed as
-tables and written to DIR (default: RUN/report) as NAME.md and NAME.png (bars; curves where it has
-panels), one with views as NAME-VIEW….png; a workdir's metrics and layouts become curves and a focus
-map there, and one page of both where a session told its reasons (`experiments.stream --page`).
+RUN is a result file, or a workdir: with `summary.json`, `eval/*.json`, or logs alone. Each result
+is printed as tables and written to DIR (default: RUN/report) as NAME.md and NAME.png (bars; curves
+where it has panels), one with views as NAME-VIEW….png; a workdir's metrics and layouts become
+curves and a focus map there, and one page of both where a session told its reasons
+(`experiments.stream --page`).
 With --results, the text between `<!-- table:NAME -->` and `<!-- end:NAME -->` is replaced by the
 result of that name.
 """
@@ -33,12 +34,14 @@ REASONS_FILE = "reasons.jsonl"  # what was brought back and why, beside them (ex
 
 
 def result_files(run: Path) -> list[Path]:
-    """The result files of RUN: itself, or its summary.json and eval/*.json. UserError if none."""
+    """The result files of RUN: itself, or its summary.json and eval/*.json, of which there are none
+    where it has only logs. UserError where there is nothing to tell."""
     if run.is_file():
         return [run]
     files = [*run.glob("summary.json"), *sorted(run.glob("eval/*.json"))]
-    if not files:
-        raise UserError(f"{run} holds no summary.json and no eval/*.json: name a result or a run.")
+    logs = (log for name in (METRICS_FILE, LAYOUTS_FILE) for log in run.rglob(name))
+    if not files and next(logs, None) is None:
+        raise UserError(f"{run} holds no result and no {METRICS_FILE}: name a result or a run.")
     return files
 
 

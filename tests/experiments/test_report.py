@@ -151,7 +151,7 @@ def test_malformed_files_are_refused_in_one_sentence(tmp_path, content, says):
 
 
 def test_a_run_without_results_and_two_of_one_name_are_refused(tmp_path):
-    with pytest.raises(UserError, match="no summary.json"):
+    with pytest.raises(UserError, match="no result and no metrics.jsonl"):
         report.main([str(tmp_path)])
     one, two = (write(tmp_path / f"{n}.json", result()) for n in "ab")
     with pytest.raises(UserError, match="same name"):
@@ -178,6 +178,10 @@ def test_a_run_leaves_its_table_and_all_its_pictures(tmp_path, capsys):
             assert path.stat().st_size < 150_000
     assert made["quick.md"].read_text() == tables.markdown_table(result())
     assert "lens (untrained)" in capsys.readouterr().out
+    (run / "summary.json").unlink()  # what a session logs is drawn, too
+    report.main([str(run), f"--out={tmp_path / 'logs'}"])
+    drawn = {path.name for path in (tmp_path / "logs").iterdir()}
+    assert drawn == {"training.png", "refocus.png", "focus.png"}
 
 
 def test_a_chart_shows_recovered_before_delta_before_value_and_never_mixes_units(tmp_path):
