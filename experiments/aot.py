@@ -205,10 +205,9 @@ def session_programs(model: Wrapped, settings: SessionConfig, mesh: Mesh) -> Ite
     nodes = table, of((4, heads, candidates)), told
     query = of((base.n_layers + 1, model.lens.query, base.d_model), jnp.float32)
     if model.lens.finders:
-        looking = jax.eval_shape(partial(finding.looking, model), params["base"], query)
+        looking, total, _ = jax.eval_shape(partial(finding.looking, model), params["base"], query)
         some = len(model.lens.finders), finding.PIECE, gist.block, base.head_dim
         found = of(some, model.dtype), of((finding.PIECE,), jnp.bool_)
-        total = of(looking.shape[:3], jnp.float32)
         what = f"refocus: finders, {finding.PIECE} blocks"
         yield program(what, finding.attended, looking, *found, total)
     lens = partial(focusing._apply_lens, model)

@@ -87,6 +87,7 @@ def table(
         peer = theirs.get(name)
         if peer is None:
             row["entries"] = history if name == "full" else budget
+            row |= {"sees_future": True} if METHODS[name].sees_future else {}
             continue
         row["entries"] = peer["entries"]
         if peer["note"]:

@@ -36,7 +36,8 @@ class OpenWindow:
     @property
     def lost(self) -> bool:
         """Whether a reading that failed has used up its rows."""
-        return self._rows.k.is_deleted() or self._rows.v.is_deleted()
+        held = jax.tree.leaves(self._rows)
+        return any(isinstance(x, jax.Array) and x.is_deleted() for x in held)
 
     def begin(self) -> None:
         """Holds nothing."""
@@ -82,7 +83,7 @@ class OpenWindow:
 
     def close(self) -> None:
         """What follows begins a window of its own."""
-        self.length: int = 0
+        self.length = 0
         self._asked = None
 
     def state(self) -> dict[str, np.ndarray]:
