@@ -1,6 +1,7 @@
 """Suites of trials: the same question to every method, kept as it goes, told as it was."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import types
@@ -12,7 +13,20 @@ from data.tasks.sample import rule_score
 from experiments import eval as evaluation
 from experiments import report
 from experiments.methods import Protocol, Scorer
-from experiments.suites import descent, edits, kv, long_nll, results, retrieval, trials
+from experiments.suites import (
+    blocks,
+    descent,
+    edits,
+    kv,
+    labels,
+    lens,
+    long_nll,
+    results,
+    retrieval,
+    robustness,
+    shift,
+    trials,
+)
 from experiments.suites.asking import covered, runs
 from experiments.suites.below import below_random
 from experiments.suites.records import Log, fingerprints
@@ -59,7 +73,24 @@ def books(tmp_path_factory):
     return path
 
 
-def test_every_suite_has_a_smoke_run_and_its_report(books, tmp_path, capsys):
+def make_short(monkeypatch):
+    """The suites that take long, with as many blocks as on a real base, which has larger ones."""
+    sizes = {"history": 48 * 4, "seen": 8 * 4, "scored": 8 * 4}
+    short = {
+        "lens": (lens, {"protocol": blocks.Protocol(**sizes)}),
+        "labels": (labels, {"protocol": labels.Single(**sizes)}),
+        "robustness": (robustness, {"protocol": robustness.Harm(**sizes)}),
+        "shift": (shift, {"turn": shift.Turn(before=24, away=24, streamed=4, back=4)}),
+    }
+    for name, (module, how) in short.items():
+        (one,) = how.values()
+        measure = functools.partial(module.measure, **how)
+        suite = module.SUITE._replace(measure=measure, length=getattr(one, "fits", one.length))
+        monkeypatch.setitem(evaluation.SUITES, name, suite)
+
+
+def test_every_suite_has_a_smoke_run_and_its_report(books, tmp_path, capsys, monkeypatch):
+    make_short(monkeypatch)
     bundle = tiny_checkpoint.write_reader(tmp_path / "bundle", window=2048)
     more = ["--methods", "lens", "--suite", "all", "--label=small"]
     evaluation.main(arguments(bundle, tmp_path / "eval", f"--input={books}", *more))
