@@ -31,17 +31,24 @@ def known():
     return {part: tiny.drawn(MODEL, part) for part in ("base", "gistnet")}
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def read_after(model, params, text, after):
+    """The bank of a window of text [B, 16], the rows of its tokens, and what is read after it."""
+    bank = make_bank(model, params, text)
+    rows = Rows(*(x[:, :, :16] for x in bank.rows))
+    return bank, rows, read_behind(
+        model, params, after, *plain_context(bank.prefix, rows), collect=True
+    )
+
+
 @pytest.mark.parametrize("kind", BASES)
 def test_attention_is_what_the_base_itself_pays(kind):
     """Its own attention, of values that tell whose they are, gives every token's shares."""
     model = Wrapped(base=BASES[kind], gist=tiny.GIST, window=16)
     params = {"base": tiny.drawn(model, "base")}
     text = tiny.tokens(2, 16)
-    bank = make_bank(model, params | {"gistnet": tiny.drawn(model, "gistnet")}, text[:, :16])
-    rows = Rows(*(x[:, :, :16] for x in bank.rows))
-    tail = read_behind(
-        model, params, tiny.tokens(2, 5, seed=1), *plain_context(bank.prefix, rows), collect=True
-    )
+    params |= {"gistnet": tiny.drawn(model, "gistnet")}
+    bank, rows, tail = read_after(model, params, text, tiny.tokens(2, 5, seed=1))
     found = attending.most_attention(model.base, params["base"], tail, rows, bank.prefix)
     before = plain_context(bank.prefix, rows)[0].rows.k
     keys = jnp.concatenate([before, tail.rows.k], axis=2)
@@ -63,8 +70,9 @@ def test_attention_is_what_the_base_itself_pays(kind):
         np.testing.assert_allclose(found[:, :, layer], most.transpose(0, 2, 1), atol=1e-5)
 
 
-def choice(gistnet, text, tail, base=None):
-    params = {"base": known()["base"] if base is None else base, "gistnet": gistnet}
+@jax.jit
+def choice(gistnet, text, tail, base):
+    params = {"base": base, "gistnet": gistnet}
     shape = BankShape(GIST, text.shape[1] // GIST.block)
     bank = make_bank(MODEL, params, text)
     return attending.choice(MODEL, shape, params, bank, tail)
@@ -74,10 +82,11 @@ def choice(gistnet, text, tail, base=None):
 def test_texts_side_by_side_are_judged_apart(length):
     """Two copies of a text are as one, whatever stands beside it is as alone."""
     text, tail = tiny.tokens(2, length), tiny.tokens(2, 6, seed=1)
-    both = choice(known()["gistnet"], text, tail)
-    alone = [choice(known()["gistnet"], text[i : i + 1], tail[i : i + 1]) for i in (0, 1)]
+    base, gistnet = known()["base"], known()["gistnet"]
+    both = choice(gistnet, text, tail, base)
+    alone = [choice(gistnet, text[i : i + 1], tail[i : i + 1], base) for i in (0, 1)]
     assert min(alone) - 1e-5 <= both <= max(alone) + 1e-5
-    twice = choice(known()["gistnet"], *(jnp.stack([x[0], x[0]]) for x in (text, tail)))
+    twice = choice(gistnet, *(jnp.stack([x[0], x[0]]) for x in (text, tail)), base)
     np.testing.assert_allclose(twice, alone[0], atol=1e-5)
 
 
@@ -102,9 +111,7 @@ def test_what_is_learned_is_kept():
     text, tail = tiny.tokens(1, 16), tiny.tokens(1, 6, seed=1)
     params = {"base": known()["base"], "gistnet": init_part(MODEL, "gistnet", jax.random.key(0))}
     shape = BankShape(GIST, 4)
-    bank = make_bank(MODEL, params, text)
-    rows = Rows(*(x[:, :, :16] for x in bank.rows))
-    read = read_behind(MODEL, params, tail, *plain_context(bank.prefix, rows), collect=True)
+    bank, rows, read = read_after(MODEL, params, text, tail)
     looked = attending.most_attention(MODEL.base, params["base"], read, rows, bank.prefix)
     wanted = np.argsort(-np.asarray(looked).reshape(4, GIST.block, -1), axis=1)[:, : GIST.slots]
 
