@@ -108,7 +108,7 @@ def write_whole(path: Path, text: str) -> None:
 def draw_views(result: Mapping, out: Path) -> None:
     """The pictures that a result's views ask for, and what was in focus: NAME-VIEW….png."""
     for view_name, view in result["views"].items():
-        stem = f"{result['name']}-{view_name}"
+        stem = _file_name(result["name"], view_name)
         rows = [row for row in result["rows"] if row["view"] == view_name]
         if rows and "heatmap" in view["pictures"]:
             pictures.heatmaps(view, rows, view["title"], out / f"{stem}.png")

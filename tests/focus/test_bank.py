@@ -148,7 +148,7 @@ def test_no_layout_of_training_shows_more_rows_than_it_says(recent):
     mixture = Mixture((0.5, 0.25, 0.25), recent)
     most = most_rows(SHAPE, FOCUS, mixture)
     alone = one_level(SHAPE, mixture, jax.random.key(0), 64, SHAPE.blocks)
-    real = allocated(SHAPE, FOCUS, jax.random.key(1), 8)
+    real = jax.jit(lambda key: allocated(SHAPE, FOCUS, key, 8))(jax.random.key(1))
     for shown in (alone, real):
         assert shown[:, SHAPE.row_node].sum(axis=1).max() <= most
 

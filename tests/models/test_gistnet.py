@@ -122,7 +122,8 @@ def test_a_fresh_slot_keeps_the_rows_of_the_last_child_of_its_stretch():
     """As wide as rows, a calibrated gist is those rows, in every layer and head."""
     model, own, text, everything = keeping()
     read, states = jax.jit(lambda t: read_windows(model, everything, t))(text)
-    gists = model.gistnet.apply({"params": own}, states, read, method="blocks")
+    apply = functools.partial(model.gistnet.apply, method="blocks")
+    gists = jax.jit(apply)({"params": own}, states, read)
     for kept, row in zip(gist_rows(model, {"gistnet": own}, gists), read, strict=True):
         by_block = row.reshape(*row.shape[:2], -1, GIST.block, *row.shape[3:])
         last = by_block[:, :, :, GIST.block // 2 - 1 :: GIST.block // 2]
@@ -137,7 +138,8 @@ def test_a_slot_keeps_what_is_worth_most_in_each_layer_and_head():
     place[-1] = 1.0
     own = own | {"lod1": own["lod1"] | {"kept_place": jnp.asarray(place)}}
     read, states = jax.jit(lambda t: read_windows(model, everything, t))(text)
-    gists = model.gistnet.apply({"params": own}, states, read, method="blocks")
+    apply = functools.partial(model.gistnet.apply, method="blocks")
+    gists = jax.jit(apply)({"params": own}, states, read)
     kept = gist_rows(model, {"gistnet": own}, gists).k
     by_block = read.k.reshape(*read.k.shape[:2], -1, children, *read.k.shape[3:])
     for layer, first in enumerate(best):
@@ -146,6 +148,7 @@ def test_a_slot_keeps_what_is_worth_most_in_each_layer_and_head():
         np.testing.assert_allclose(found[:, :, 1], by_block[layer, :, :, -1], atol=2e-3)
 
 
+@functools.cache
 def keeping():
     """A model whose gists are as wide as rows, calibrated parameters, text, and its base."""
     width = 2 * BASE.n_layers * BASE.n_kv_heads * BASE.head_dim

@@ -1,7 +1,9 @@
 """Ingest: in whatever pieces a text comes, the tree and the rows are the same (law 8)."""
 
 import dataclasses
+import functools
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -79,7 +81,7 @@ def test_gists_that_keep_rows_are_those_of_a_bank_however_they_came():
     model = dataclasses.replace(MODEL, gist=dataclasses.replace(MODEL.gist, pools="rows"))
     params = {**opened().params, "gistnet": drawn(model, "gistnet")}
     complete = TEXT[: len(TEXT) // WINDOW * WINDOW]
-    bank = make_bank(model, params, complete[None])
+    bank = jax.jit(functools.partial(make_bank, model))(params, complete[None])
     for piece in (len(complete), BLOCK):  # whole windows, and windows that grow
         tree = Tree.create(place(), tree_spec(model, "of rows"))
         for _ in Ingest(Reader(model, params), tree).feed(complete[:piece]):
