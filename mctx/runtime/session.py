@@ -296,9 +296,7 @@ class Session:
         query = self.cache.states(blocks, self.model.lens.query)
         self.stand(blocks, query)
         at = np.int32(blocks), self.dead
-        self.layouts: Layout = focusing.on_host(
-            focusing.start, self.focus, self.config.heads, *at
-        )
+        self.layouts: Layout = focusing.on_host(focusing.start, self.focus, self.config.heads, *at)
         self.watch.forget()
         self.probe.forget()
         self.prefetched = None
