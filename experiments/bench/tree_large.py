@@ -59,15 +59,15 @@ def _loading(rates: np.ndarray) -> list[dict]:
     """Rows of MB/s [n, 4]: of a load, of a raw file into memory, of the disk alone, and of a load
     into memory that is new to the process."""
     rows = []
-    for what, load, beside, name, goal in (
-        ("loading the mirror", 0, 1, "a raw file into memory", "≥ 0.7"),
-        ("loading the mirror", 0, 2, "the disk alone", "≥ 0.7"),
-        ("the same, into new memory", 3, 2, "the disk alone", ""),
+    for load, beside, name, goal in (
+        (0, 1, "a raw file into memory", "≥ 0.7"),
+        (0, 2, "the disk alone", "≥ 0.7"),
+        (3, 2, "the disk alone, into new memory", ""),
     ):
         ratios, speeds = rates[:, load] / rates[:, beside], np.median(rates, axis=0)
         reached = np.median(ratios) >= 0.7
         speed = {"MB_per_s": float(speeds[load]), "beside_MB_per_s": float(speeds[beside])}
-        rows.append(row(what, ratios, f"× {name}", goal, reached, **speed))
+        rows.append(row("loading the mirror", ratios, f"× {name}", goal, reached, **speed))
     return rows
 
 
