@@ -1,6 +1,6 @@
 """Measures what a checkpoint can do, and writes one result file a measurement.
 
-    python -m experiments.eval --workdir=DIR | --checkpoint=DIR [--step=latest]
+    python -m experiments.eval --workdir=DIR | --checkpoint=DIR [--step=latest] [--lora]
         [--suite=NAME … | all] [--seed=S] [--out=DIR] [--json=FILE] [--smoke]
         [--corpus=DIR | --input=SOURCE …] [--segments=N] [--label=TEXT]
         [--methods=NAME …] [--lengths=N …] [--budget=N] [--budgets=N …] [--samples=N]
@@ -105,6 +105,7 @@ def flags() -> argparse.ArgumentParser:
     where.add_argument("--workdir", type=Path, help="a training workdir")
     where.add_argument("--checkpoint", type=Path, help="a checkpoint")
     add("--step", type=step, default="latest", help="a number, or latest")
+    add("--lora", action="store_true", help="apply the checkpoint's LoRA")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--corpus", type=Path, help="a folder made by data.corpus (first seven)")
     source.add_argument(
@@ -186,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError("an interval needs at least two segments: raise --segments.")
     directory = args.workdir or args.checkpoint
     names = chosen_suites(directory, args.suite)
-    opened = open_checkpoint(directory, items(directory, names), args.step)
+    opened = open_checkpoint(directory, items(directory, names), args.step, args.lora)
     text = read_streams(args, directory, opened) if set(names) & set(SUITES) else ({}, [])
     command, out = entry.command(parser, arguments), args.out or directory / "eval"
     reader = Reader(opened.model, opened.params) if set(names) & set(ASKING) else None

@@ -38,7 +38,8 @@ session, of full attention and of a sliding window; `experiments.report` draws t
 
 train: pre-training a 300 M base on one device: tokens a second, the share of the device's peak, and
 PyTorch's speed at the same (on a CPU, and with --smoke, the pico's shape); with --corpus, whether
-training waits for its data; with --only=devices, phases base and gist on all devices against one.
+training waits for its data; with --only=devices,losses, phases base and gist on all devices
+against one: their speed, and what their losses differ by.
 
 positions: rows of shown blocks from their ingest windows, at contiguous positions, against reading
 the blocks again in the working context, at contiguous and at global positions: recovered, on the

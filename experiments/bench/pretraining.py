@@ -173,38 +173,58 @@ def data(sizes: Sizes, args: argparse.Namespace) -> list[dict]:
 
 def devices(sizes: Sizes, args: argparse.Namespace) -> list[dict]:
     """Phases base and gist of the pico on all devices against one: with as many times the rows
-    (weak scaling), with the same (strong), and what their losses differ by."""
-    count, found = jax.device_count(), []
-    if count == 1:
-        raise UserError("part 'devices' wants more than one device.")
-
-    def load(items):
-        return checkpoint.load_items(args.checkpoint, items)
-
-    for config in pico_base.get_config(), pico_gist.get_config():
-        if small(args):  # as short as its parts allow
-            config.update(SHORT[config.phase])
-        sources = drawn_from(pico_base.get_config().base.vocab_size, load)
+    (weak scaling), and with the same (strong)."""
+    found = []
+    for said, count, config, sources in _phases(args):
         rows = count if small(args) else config.batch_size
         kinds = (1, rows), (count, count * rows), (count, rows)
-        one, weak, strong = (of_config(config, many, sources, n) for n, many in kinds)
-        apart = np.abs(strong.losses(SAME_STEPS) - one.losses(SAME_STEPS))
-        timed = one, weak, strong
+        timed = [of_config(config, many, sources, n) for n, many in kinds]
         times = np.array(
             [[t.seconds(t.phase, sizes.steps) for t in timed] for _ in range(sizes.repetitions)]
         )[1:].T
-        said = f"{count} devices against one, phase {config.phase}"
-        speedups = count * times[0] / times[1], times[0] / times[2]
+        weak, strong = count * times[0] / times[1], times[0] / times[2]
         goal = round(0.925 * count, 2)
         found += [
-            row(f"{said}, {count} × the rows: tokens a second", speedups[0], "×", f"≥ {goal}",
-                np.median(speedups[0]) >= goal, ms=1e3 * float(np.median(times[1]))),
-            row(f"{said}, the same rows", speedups[1], "×", "", True,
+            row(f"{said}, {count} × the rows: tokens a second", weak, "×", f"≥ {goal}",
+                np.median(weak) >= goal, ms=1e3 * float(np.median(times[1]))),
+            row(f"{said}, the same rows", strong, "×", "", True,
                 ms=1e3 * float(np.median(times[2]))),
-            row(f"{said}: losses of {SAME_STEPS} steps differ by", apart, "nats", "≤ 1e-05",
-                apart.max() <= 1e-5, most=float(apart.max())),
         ]  # fmt: skip
     return found
+
+
+def losses(sizes: Sizes, args: argparse.Namespace) -> list[dict]:
+    """What the losses of those phases on all devices differ by from those on one, a row of a batch
+    a device: in float32, in products too, which is not how a GPU makes them by itself; and in the
+    type that they are trained in."""
+    found = []
+    for said, count, config, sources in _phases(args):
+        kinds = ("float32", "highest", "≤ 1e-05"), (config.dtype, None, "")
+        for dtype, products, goal in kinds[: 1 if jax.default_backend() == "cpu" else 2]:
+            config.dtype = dtype
+            with jax.default_matmul_precision(products):
+                one, every = (
+                    of_config(config, count, sources, n).losses(SAME_STEPS) for n in (1, count)
+                )
+            apart, what = np.abs(every - one), f"{said}, {dtype}: losses of {SAME_STEPS} steps"
+            met = apart.max() <= 1e-5 if goal else None
+            found.append(row(f"{what} differ by", apart, "nats", goal, met, most=apart.max()))
+    return found
+
+
+def _phases(args) -> Iterator[tuple[str, int, ConfigDict, Sources]]:
+    """What is said of each phase, how many devices there are, and what it is trained with."""
+    count = jax.device_count()
+    if count == 1:
+        raise UserError("parts 'devices' and 'losses' want more than one device.")
+    sources = drawn_from(
+        pico_base.get_config().base.vocab_size,
+        lambda items: checkpoint.load_items(args.checkpoint, items),
+    )
+    for config in pico_base.get_config(), pico_gist.get_config():
+        if small(args):  # as short as its parts allow
+            config.update(SHORT[config.phase])
+        yield f"{count} devices against one, phase {config.phase}", count, config, sources
 
 
 def repeated(phase: Phase) -> Phase:
@@ -217,7 +237,7 @@ def small(args: argparse.Namespace) -> bool:
     return args.smoke or jax.default_backend() == "cpu"
 
 
-PARTS = {"step": step, "data": data, "devices": devices}
+PARTS = {"step": step, "data": data, "devices": devices, "losses": losses}
 
 
 def run(args: argparse.Namespace) -> Iterator[list[dict]]:

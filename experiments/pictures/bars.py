@@ -65,7 +65,7 @@ def bar_chart(result: Mapping, path: str | Path) -> None:
             axes.text(x + gap * reach, y, text, va="center", ha=align)
         axes.axvline(0, color=INK, lw=1)
         axes.set_xlim(min(low.min(), 0) - 0.15 * reach * (low.min() < 0),
-                      max(high.max(), 0) + 0.15 * reach * (high.max() > 0))
+                      max(high.max(), 0) + 0.15 * reach * (high.max() > 0) or 1)  # all are 0
         axes.set_yticks(place, [row["what"] for row in rows])
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
