@@ -2,9 +2,11 @@
 
 Command:  python -m experiments.train --config=experiments/configs/pico_lora.py \
               --workdir=runs/pico --config.corpus=runs/corpus
-Hardware: as pico_gist.py, whose loss it takes; not run yet.
-Use:      open_checkpoint("runs/pico", lora=True), or --lora of stream and export_hf, or
-          --config.with_lora=True to train the lens on it. Without it nothing changes.
+Hardware: one H200; 140 s for 1,000 steps.
+Reached:  nothing over the gists alone: .525 of code at 8:1 (.529 without), .681 of books (.682);
+          at 32:1 .351 (.346) and .438 (.423).
+Use:      open_checkpoint("runs/pico", lora=True), or --lora of stream, eval and
+          export_hf, or --config.with_lora=True to train the lens on it. Without it nothing changes.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -30,14 +32,14 @@ def get_config() -> ConfigDict:
             batch_size=48,
             eval_segments=64,
             train=dict(
-                steps=500,
+                steps=1000,
                 learning_rate=5e-4,
                 warmup=50,
                 weight_decay=0.0,
                 b2=0.98,
                 clip=1.0,
                 seed=4,
-                save_every=500,
+                save_every=1000,
                 log_every=50,
                 eval_every=500,
             ),
