@@ -214,7 +214,7 @@ def save_bundle(
     directory = _absolute(directory)
     if (directory / "0").exists():
         raise UserError(f"{directory} already holds a checkpoint: choose another directory.")
-    draft = directory / "draft"
+    draft = directory / ".draft"  # what starts so is no folder of a phase
     if draft.exists():
         shutil.rmtree(draft)
     content = {
@@ -239,9 +239,9 @@ def save_bundle(
 def _compact(item: epath.Path) -> None:
     """Rewrites an item's OCDBT store in few transactions: hardly a dead node, no folders of
     processes. A transaction is held in memory, so a large item takes several."""
-    source = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{item}/"}).result()
+    source = _store(item)
     packed = item.parent / f"{item.name}-packed"
-    target = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{packed}/"}).result()
+    target = _store(packed)
     keys = deque(source.list().result())
     while keys:
         room = HELD_BYTES
@@ -256,6 +256,11 @@ def _compact(item: epath.Path) -> None:
     (packed / "d").rename(item / "d")
     (packed / "manifest.ocdbt").replace(item / "manifest.ocdbt")
     shutil.rmtree(packed)
+
+
+def _store(folder: epath.Path) -> ts.KvStore:
+    base = {"driver": "file", "path": f"{folder}/"}  # a URL would give some characters a meaning
+    return ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
 
 
 def _cast(tree: Any, dtype: Any) -> Any:
@@ -295,7 +300,9 @@ def _load(path: epath.Path, dtype: Any, place: Place | None = None) -> Any:
 
 def _folders(root: epath.Path) -> list[epath.Path]:
     """Where steps may lie: in `root` itself, or in a folder a phase."""
-    return [root, *(path for path in root.iterdir() if path.is_dir())] if root.is_dir() else []
+    inside = root.iterdir() if root.is_dir() else ()
+    parts = [path for path in inside if path.is_dir() and not path.name.startswith(".")]
+    return [root, *parts] if root.is_dir() else []
 
 
 def _newest(folders: list[epath.Path], item: str, step: int | str) -> epath.Path | None:

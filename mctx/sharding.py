@@ -90,11 +90,6 @@ def shard_large(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(*[None] * axis, "fsdp")
 
 
-def replicate(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Rule: every device holds the whole array."""
-    return PartitionSpec()
-
-
 def shardings(tree: Any, mesh: Mesh, rule: Rule = shard_large) -> Any:
     """The NamedSharding of every leaf (anything with a shape) of `tree`."""
     return jax.tree.map(lambda leaf: NamedSharding(mesh, rule(np.shape(leaf), mesh)), tree)

@@ -183,7 +183,21 @@ def test_resuming_with_another_shape_is_refused(tmp_path):
         checkpoint.restore_train_state(manager, 1, "base", wanted, train)
 
 
+def test_a_bundle_that_was_killed_on_its_way_is_none(tmp_path, monkeypatch):
+    def killed(item):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "_compact", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save_bundle(tmp_path, {"base": tree(1)}, CONFIG, {})
+    assert not checkpoint.holds(tmp_path, "base")
+    monkeypatch.undo()
+    checkpoint.save_bundle(tmp_path, {"base": tree(1)}, CONFIG, {})
+    assert checkpoint.holds(tmp_path, "base")
+
+
 def test_bundle_round_trip_is_bfloat16_on_disk_and_float32_in_hand(tmp_path):
+    tmp_path = tmp_path / "a%20folder #1?"  # of which a URL would make something else
     items = {"base": tree(1), "gistnet": tree(2)}
     checkpoint.save_bundle(tmp_path, items, CONFIG, {"CARD.md": b"# a model\n"})
     found, config = checkpoint.load_items(tmp_path, ("base", "gistnet"))

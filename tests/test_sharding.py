@@ -60,10 +60,7 @@ def test_placed_tree_is_split_and_unchanged():
     placed = sharding.place(tree, mesh)
     assert placed["big"].addressable_shards[0].data.shape == (512, 256)
     assert placed["small"].sharding.is_fully_replicated
-    whole = sharding.place(tree, mesh, sharding.replicate)
-    assert whole["big"].sharding.is_fully_replicated
-    for copy in (placed, whole):
-        jax.tree.map(np.testing.assert_array_equal, copy, tree)
+    jax.tree.map(np.testing.assert_array_equal, placed, tree)
 
 
 @given(st.integers(1, 4), st.sampled_from([(1, 1), (8, 1), (2, 4), (2, 2)]))

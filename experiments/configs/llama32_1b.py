@@ -40,7 +40,7 @@ def get_config(phase: str = "gist") -> ConfigDict:
     return wrapping.config(
         phase,
         BASE,
-        gist=dict(width=1024, d_model=768, d_ff=1536),
+        gist=dict(d_model=512, d_ff=1024),
         lens=dict(d_model=384, d_ff=768),
         batch_size=32,
     )

@@ -39,7 +39,7 @@ def get_config(phase: str = "gist") -> ConfigDict:
     return wrapping.config(
         phase,
         BASE,
-        gist=dict(width=1024, d_model=1024, d_ff=2048),
+        gist=dict(d_model=1024, d_ff=2048),
         lens=dict(d_model=512, d_ff=1024),
         batch_size=32,
         fsdp=8,

@@ -22,7 +22,8 @@ def config(
     Args:
       phase: 'gist', 'lens', 'mof' or 'lora'.
       base: what `import_hf` reads from its config.json; the imported base's own wins.
-      gist, lens: settings of the parts where they differ from `GIST` and `LENS`.
+      gist, lens: settings of the parts where they differ from `GIST` and `LENS`, and a gist's width
+        from `kept_width`.
       batch_size: histories a step, over all devices.
       train: settings of `TrainSettings` beside those of the phase.
 
@@ -31,7 +32,8 @@ def config(
     """
     if phase not in PHASES:
         raise UserError(f"there is no config for phase '{phase}': use one of {', '.join(PHASES)}.")
-    parts = dict(gist=GIST | gist, lens=LENS | lens, lora=lora or dict(rank=8, targets=QKVO))
+    gist = GIST | dict(width=kept_width(base)) | gist
+    parts = dict(gist=gist, lens=LENS | lens, lora=lora or dict(rank=8, targets=QKVO))
     own = PHASES[phase]
     return ConfigDict(
         dict(
@@ -52,17 +54,23 @@ def config(
     )
 
 
+def kept_width(base: dict) -> int:
+    """Of a gist that keeps rows of this base: three numbers for every four of each head's keys and
+    values, which is what loses next to nothing (RESULTS.md)."""
+    return base["n_layers"] * base["n_kv_heads"] * (2 * base["head_dim"] * 3 // 4)
+
+
 QKVO = ("q", "k", "v", "o")
-GIST = dict(
-    fanouts=(32, 8, 8),
+GIST = dict(  # as pico's, which is measured: an entry for 8, 32 and 256 tokens
+    fanouts=(32, 4, 8),
     trained=3,
-    slots=1,
-    width=512,
-    d_model=512,
-    d_ff=1024,
+    slots=4,
+    d_model=256,
+    d_ff=512,
     n_layers=2,
     n_heads=8,
     inject="kv",
+    pools="rows",
 )
 LENS = dict(
     heads=4,
@@ -81,9 +89,9 @@ READING = dict(
     history=2048,
     tail=128,
     blocks=4,  # reconstructed per history
-    reconstruction=0.3,
+    reconstruction=0.05,
     teacher=0.0,  # share of the continuation that is learned from the base behind tokens
-    mixture=dict(levels=(0.5, 0.25, 0.25), recent=(0, 0, 0, 4), allocator=0.5),
+    mixture=dict(levels=(0.5, 0.35, 0.15), recent=(0, 0, 0, 4), allocator=0.25),
     focus=dict(sink=1, recent=4, budget=512, capacity=128, max_edits=128),
 )
 PHASES = {

@@ -3,11 +3,10 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 
 from mctx.focus.bank import Bank, BankShape, context_of, packed_context
 from mctx.models.base import token_nll
-from mctx.models.wrapped import Wrapped, read
+from mctx.models.wrapped import Wrapped, read_behind
 
 
 def masked_nll(
@@ -28,9 +27,7 @@ def masked_nll(
     shown = context_of if capacity is None else packed
 
     def one(mask):
-        context, start = shown(shape, bank, mask)
-        positions = start[:, None] + jnp.arange(tail.shape[1] - 1)
-        hidden = read(model, params, tail[:, :-1], positions, context).hidden
+        hidden = read_behind(model, params, tail[:, :-1], *shown(shape, bank, mask)).hidden
         return token_nll(params["base"], hidden[:, -scored:], tail[:, -scored:])
 
     return jax.lax.map(one, masks).swapaxes(0, 1)

@@ -18,6 +18,7 @@ import numpy as np
 
 from mctx.errors import UserError
 from mctx.focus.running import EXACT, at_most
+from mctx.models.router import statistics
 from mctx.tree.documents import live_within
 
 MAX_SPAN = 2**30  # blocks: sums of a start and a width stay inside int32
@@ -114,6 +115,16 @@ class Entries(NamedTuple):
     offset: jax.Array  # int32 [budget]: token of the block, or slot of the gist
     rank: jax.Array  # int32 [budget]: the layout's row that the entry belongs to
     valid: jax.Array  # bool  [budget]
+
+
+def head_statistics(layout: Layout, own: jax.Array) -> jax.Array:
+    """What the router is told of a head: [..., STATISTICS].
+
+    Args:
+      layout: [..., n]. own: [..., n], what the head's lens says of each of its nodes.
+    """
+    there = jnp.arange(own.shape[-1]) < layout.count[..., None]
+    return statistics(own, there & (layout.level == 0), there)
 
 
 def by_level(values, level) -> jax.Array:

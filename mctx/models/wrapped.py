@@ -172,6 +172,7 @@ def gist_rows(model: Wrapped, params: dict, gists: jax.Array) -> Rows:
     return Rows(*(x.reshape(x.shape[0], b, n, *x.shape[3:]) for x in rows))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))  # Linen's init would run all that it traces
 def init_part(model: Wrapped, part: str, key: jax.Array) -> dict:
     """Fresh parameters of one checkpoint item."""
     c, base = model, model.base

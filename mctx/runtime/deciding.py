@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from mctx.focus.allocator import Edits
-from mctx.focus.layout import Dead, Layout, validate
+from mctx.focus.layout import Dead, Layout, head_statistics, validate
 from mctx.models.router import Routing
 from mctx.runtime import finding, focusing, reading
 from mctx.runtime.focusing import Scores
@@ -136,13 +136,16 @@ def deciding(session, at: Standing) -> Steps[Decision]:
     return Decision(layouts, scored, scores, edits, blind)
 
 
+_statistics = jax.jit(head_statistics)
+
+
 def route(session, decision: Decision) -> Routing:
     """The heads that the base will run on until the next refocus, and the merger's gate; on the
     host, where rows are assembled."""
     c = session.config
     if c.router == "static":
         return reading.first_heads(c.top)
-    stats = focusing.head_statistics(decision.scored, decision.scores.own)
+    stats = _statistics(decision.scored, decision.scores.own)
     of = session.model, c.router, c.top, session.params, session.query, stats
     return jax.device_get(reading.routed(*of))
 

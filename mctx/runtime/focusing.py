@@ -19,7 +19,6 @@ from mctx.focus.allocator import Edits, price_scale
 from mctx.focus.layout import NO_DEAD, Dead, FocusConfig, Layout
 from mctx.focus.staging import best_beneath
 from mctx.models.lensnet import Nodes, utility
-from mctx.models.router import statistics
 from mctx.models.wrapped import Wrapped
 from mctx.runtime.buffer import within
 from mctx.runtime.shelf import INDEX_MASK, LEVEL_SHIFT, Shelf
@@ -337,10 +336,3 @@ def table_scores(cfg: FocusConfig, layouts: Layout, table: np.ndarray) -> Scores
 def recency(session) -> np.ndarray:
     """[blocks], more for what came later: the worths of a session that has no lens."""
     return np.arange(1, session.blocks + 1, dtype=np.float32) / max(session.blocks, 1)
-
-
-@jax.jit
-def head_statistics(layouts: Layout, own: jax.Array) -> jax.Array:
-    """What the router is told of every head: [H, STATISTICS]."""
-    valid = jnp.arange(own.shape[-1]) < layouts.count[:, None]
-    return statistics(own, valid & (layouts.level == 0), valid)

@@ -8,8 +8,6 @@ best is no smooth question, so nothing else teaches it.
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,7 +75,9 @@ def most_attention(
     (_, b, t), s = own.shape[:3], keys.shape[2]
     places = jnp.broadcast_to(jnp.arange(s), (b, s))
     causal = jnp.arange(s) <= jnp.arange(s - t, s)[:, None]  # [T, S]
-    asked = jax.vmap(functools.partial(queries_of, base))(params["layers"], tail.states[:-1])
+    # Layer by layer: of a base that is sharded only one layer's weights are then gathered at once.
+    layers = params["layers"], tail.states[:-1]
+    asked = jax.lax.map(lambda layer: queries_of(base, *layer), layers)  # [L, B, T, K, G, H]
     flat = asked.reshape(*asked.shape[:3], -1, asked.shape[-1])  # [L, B, T, N, H]
     asked = rotated(base, flat, places[:, s - t :]).reshape(asked.shape)
 

@@ -9,12 +9,14 @@ it was (context distillation; Snell et al., arXiv:2209.15189).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mctx.errors import UserError
 from mctx.focus.bank import (
     BankShape,
     context_of,
@@ -49,8 +51,9 @@ LAYOUTS = 1024  # of the allocator, drawn once: it is slow beside a step, and th
 def phase(config, sources: Sources) -> Phase:
     """See `mctx.training.loop.Phase`; `config` as in experiments/configs/pico_gist.py."""
     frozen, trained = sources.load(("base",))
-    # A checkpoint to start from may know of other parts: these are made anew.
-    trained = {name: known for name, known in trained.items() if name not in ("gist", "lens")}
+    # A checkpoint to start from may know of other parts: these are made anew, as the config says.
+    anew = "gist", "lens", "window"
+    trained = {name: known for name, known in trained.items() if name not in anew}
     model = wrapped_from(config, trained)
     examples = sources.segments(config.history, EXAMPLES, config.train.seed, 0, slice(None))
     return Phase(
@@ -86,6 +89,11 @@ def reading(
     shape = BankShape(model.gist, config.history // model.gist.block)
     focus = focus_for(model.gist, **config.focus)
     mixture = layouts.Mixture(tuple(config.mixture.levels), tuple(config.mixture.recent))
+    if len(mixture.levels) > model.gist.levels:
+        raise UserError(
+            f"mixture.levels has {len(mixture.levels)} levels, but gist.fanouts only "
+            f"{model.gist.levels}: give as many, or fewer."
+        )
     length = config.history + config.tail + 1
     capacity = layouts.most_rows(shape, focus, mixture)
     pool = layouts.allocated(shape, focus, jax.random.key(config.train.seed), LAYOUTS)
@@ -242,18 +250,20 @@ def nll_by_level(model, shape: BankShape, params: dict, tokens: np.ndarray) -> d
         if model.gist.span(level) <= NEAR:
             choices[f"lod{level}"] = near & (shape.node_level == level)
 
-    @jax.jit
-    def score(params, history, tail, chosen):
-        bank = make_bank(model, params, history)
-        shown = jnp.broadcast_to(chosen, (len(history), len(chosen)))
-        context, start = context_of(shape, bank, shown)
-        return whole(tail_nll(model, params, tail, context, start))
-
     def each(chosen):
         pieces = [slice(i, i + EVAL_BATCH) for i in range(0, len(history), EVAL_BATCH)]
-        return np.concatenate([score(params, history[i], tail[i], chosen) for i in pieces])
+        of = model, shape, params
+        return np.concatenate([_nll_behind(*of, history[i], tail[i], chosen) for i in pieces])
 
     return {name: each(chosen) for name, chosen in choices.items()}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))  # here, or every evaluation would compile it
+def _nll_behind(model, shape, params, history, tail, chosen):
+    bank = make_bank(model, params, history)
+    shown = jnp.broadcast_to(chosen, (len(history), len(chosen)))
+    context, start = context_of(shape, bank, shown)
+    return whole(tail_nll(model, params, tail, context, start))
 
 
 def recovered(losses: dict[str, np.ndarray]) -> dict[str, float]:

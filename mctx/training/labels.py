@@ -10,7 +10,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mctx.models.base import Context, Rows
+from mctx.focus.bank import plain_context
+from mctx.models.base import Rows
 from mctx.models.wrapped import Wrapped, tail_nll
 
 EPSILON = 0.1  # measured: better than .01, .5 and 1
@@ -61,17 +62,8 @@ def _gathered(model, rows, prefix, candidates, recent):
         [candidates, jnp.broadcast_to(recent, (b, recent.shape[0]))], axis=1
     )
     where = (blocks[..., None] * k + jnp.arange(k)).reshape(b, -1)  # [B, R]
-
-    def pick(x, p):  # [L, B, T, K, H] -> [L, B, P + R, K, H]
-        taken = jnp.take_along_axis(x, where[None, :, :, None, None], axis=2)
-        shared = jnp.broadcast_to(p, (p.shape[0], b, *p.shape[2:]))
-        return jnp.concatenate([shared, taken], axis=2)
-
-    packed = Rows(pick(rows.k, prefix.k), pick(rows.v, prefix.v))
-    length = packed.k.shape[2]
-    positions = jnp.broadcast_to(jnp.arange(length), (b, length))
-    context = Context(packed, positions, jnp.zeros((b, length)))
-    return context, jnp.full(b, length), candidates.shape[1] * k
+    taken = [jnp.take_along_axis(x, where[None, :, :, None, None], axis=2) for x in rows]
+    return *plain_context(prefix, Rows(*taken)), candidates.shape[1] * k
 
 
 def label_history(

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from mctx.focus.bank import BankShape, context_of, focus_for, make_bank, shown_nodes
-from mctx.focus.layout import FocusConfig
+from mctx.focus.layout import FocusConfig, head_statistics
 from mctx.models import merger as merging
 from mctx.models.base import token_nll
 from mctx.models.lensnet import utility
-from mctx.models.router import route, statistics
-from mctx.models.wrapped import Wrapped, init_part, read
+from mctx.models.router import route
+from mctx.models.wrapped import Wrapped, init_part, read_behind
 from mctx.sharding import over_heads, whole
 from mctx.training.lens import bank_nodes
 from mctx.training.loop import Phase
@@ -107,22 +107,20 @@ def read_views(
         model, shape, frozen, bank.states, bank.rows, query, distance, focus.recent
     )
     scores = utility(model.lensnet.apply({"params": frozen["lensnet"]}, query, nodes))
-    scores = scores[:, :heads].swapaxes(0, 1)  # [H, B, N]
-    first = shape.first_node[1]
-    gists = slice(first, first + shape.blocks)
-    valid = nodes.valid[:, gists]
-    blocks = jnp.where(valid, scores[:, :, gists], 0.0)
+    scores = jnp.where(nodes.valid, scores[:, :heads].swapaxes(0, 1), 0.0)  # [H, B, N]
+    first = shape.first_node
 
-    def view(blocks):  # [B, blocks] of one head
-        shown = shown_nodes(shape, descend(shape, focus, blocks))
-        context, start = context_of(shape, bank, shown)
-        positions = start[:, None] + jnp.arange(tail.shape[1] - 1)
-        hidden = read(model, frozen, tail[:, :-1], positions, context).hidden
-        return hidden, shown[:, : shape.blocks]
+    def view(scores):  # [B, N] of one head
+        layout = descend(shape, focus, scores[:, first[1] : first[1] + shape.blocks])
+        behind = context_of(shape, bank, shown_nodes(shape, layout))
+        hidden = read_behind(model, frozen, tail[:, :-1], *behind).hidden
+        # As a session's lens sees a layout (`mctx.runtime.focusing`): its nodes, each on its own.
+        # A block is what its gist is; rows that are none are not counted.
+        where = jnp.asarray(first)[jnp.maximum(layout.level, 1)] + jnp.maximum(layout.index, 0)
+        return hidden, head_statistics(layout, jnp.take_along_axis(scores, where, axis=1))
 
-    hidden, detailed = over_heads(view, blocks)  # [H, B, T, D], [H, B, blocks]
-    stats = statistics(blocks, detailed, valid).swapaxes(0, 1)
-    return jax.lax.stop_gradient(Views(hidden, tail[:, 1:], query, stats))
+    hidden, stats = over_heads(view, scores)  # [H, B, T, D], [H, B, STATISTICS]
+    return jax.lax.stop_gradient(Views(hidden, tail[:, 1:], query, stats.swapaxes(0, 1)))
 
 
 def view_nll(frozen: dict, views: Views) -> jax.Array:

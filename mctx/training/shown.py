@@ -33,7 +33,8 @@ def one_level(
 
     Only the first `end` blocks of the bank are the past. How many nodes are shown is drawn
     geometrically, from one to all: a curriculum in every batch. Where not one node of the drawn
-    level is complete, LOD1 stands in for it.
+    level is complete, LOD1 stands in for it, and so it does between its last whole node and the
+    recent blocks.
     """
     keys = jax.random.split(key, 3)
     chances = jnp.log(jnp.asarray(mixture.levels))
@@ -42,15 +43,15 @@ def one_level(
     recent = jnp.asarray(mixture.recent)[pick]
     span = jnp.asarray(shape.spans)
     level = jnp.where(span[level] > end - recent, 1, level)
-    # The gists end where the recent blocks start, on the grid of their own level.
-    border = (end - recent) // span[level] * span[level]
+    border = (end - recent) // span[level] * span[level]  # on the grid of their own level
     count = jnp.exp2(jax.random.uniform(keys[2], (batch, 1)) * jnp.log2(border / span[level]))
     first = border - count.round().astype(jnp.int32) * span[level]
     start = jnp.asarray(shape.node_block)[None]  # [1, N]
     stop = start + span[shape.node_level][None]
     gists = (shape.node_level[None] == level) & (start >= first) & (stop <= border)
-    tokens = (shape.node_level[None] == 0) & (start >= border) & (start < end)
-    return gists | tokens
+    between = (shape.node_level[None] == 1) & (start >= border) & (stop <= end - recent)
+    tokens = (shape.node_level[None] == 0) & (start >= end - recent) & (start < end)
+    return gists | between | tokens
 
 
 def most_rows(shape: BankShape, focus: FocusConfig, mixture: Mixture) -> int:

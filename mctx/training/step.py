@@ -94,9 +94,13 @@ def make_schedule(settings: TrainSettings) -> optax.Schedule:
     return optax.join_schedules([rise, shapes[settings.schedule]], [warmup])
 
 
+# Of stacked layers they have two axes and more, as matrices do.
+SPARED = "scale", "bias", "mean", "gate", "kept_place"
+
+
 def is_matrix(path: tuple, leaf: Any) -> bool:
-    """Whether weight decay acts on a leaf; scales and biases of stacked layers have 2 axes too."""
-    return np.ndim(leaf) >= 2 and getattr(path[-1], "key", None) not in ("scale", "bias")
+    """Whether weight decay acts on a leaf."""
+    return np.ndim(leaf) >= 2 and getattr(path[-1], "key", None) not in SPARED
 
 
 def make_optimizer(settings: TrainSettings) -> optax.GradientTransformation:

@@ -143,14 +143,22 @@ def test_a_packed_context_reads_the_same(bank, layouts, shown, nll, room):
     np.testing.assert_array_equal(moved, rows)
 
 
-@pytest.mark.parametrize("recent", [(0,), (0, 2)])
+@pytest.mark.parametrize("recent", [(0,), (0, 1, 3)])
 def test_no_layout_of_training_shows_more_rows_than_it_says(recent):
-    mixture = Mixture((0.5, 0.25, 0.25), recent)
+    """And those of one level tile the last blocks before their end, none twice, none left out."""
+    mixture = Mixture((0.4, 0.3, 0.3), recent)
     most = most_rows(SHAPE, FOCUS, mixture)
-    alone = one_level(SHAPE, mixture, jax.random.key(0), 64, SHAPE.blocks)
-    real = jax.jit(lambda key: allocated(SHAPE, FOCUS, key, 8))(jax.random.key(1))
-    for shown in (alone, real):
+    draw = jax.jit(lambda key, end: one_level(SHAPE, mixture, key, 64, end))
+    covers = SHAPE.node_block[:, None] <= np.arange(SHAPE.blocks)
+    covers &= np.arange(SHAPE.blocks) < (SHAPE.node_block + SHAPE.spans[SHAPE.node_level])[:, None]
+    for end in range(4, SHAPE.blocks + 1):
+        shown = np.asarray(draw(jax.random.key(end), end))
         assert shown[:, SHAPE.row_node].sum(axis=1).max() <= most
+        times = shown.astype(int) @ covers  # [B, blocks]
+        assert (times[:, end - 1] == 1).all() and not times[:, end:].any()
+        assert (np.diff(times[:, :end], axis=1) >= 0).all()
+    real = jax.jit(lambda key: allocated(SHAPE, FOCUS, key, 8))(jax.random.key(1))
+    assert real[:, SHAPE.row_node].sum(axis=1).max() <= most
 
 
 def test_levels_not_trained_are_silent():

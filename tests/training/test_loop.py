@@ -311,11 +311,13 @@ def test_weight_decay_acts_on_matrices_only():
     tree = {
         "attn": {"kernel": np.ones((2, 3)), "bias": np.ones((2, 3))},
         "norm": {"scale": np.ones((2, 3))},
-        "gate": np.ones(3),
+        "gate": np.ones((3, 1, 1)),
+        "codes": {"mean": np.ones((2, 3)), "inward": np.ones((2, 3))},
     }
     decayed = jax.tree.map_with_path(is_matrix, tree)
     assert decayed == {
         "attn": {"kernel": True, "bias": False},
         "norm": {"scale": False},
         "gate": False,
+        "codes": {"mean": False, "inward": True},
     }

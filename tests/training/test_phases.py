@@ -20,6 +20,7 @@ from mctx.training.loop import TrainSettings
 from mctx.training.sources import Sources
 from mctx.training.step import State, make_optimizer, make_step
 from tests import tiny
+from tests.runtime.small import Compilations
 
 CONFIGS = Path(__file__).parents[2] / "experiments/configs"
 GIST = dataclasses.replace(tiny.GIST, fanouts=(4, 2), trained=2, slots=2, pools="rows")
@@ -136,6 +137,15 @@ def test_it_is_judged_on_held_out_text(name):
     phase, state, _ = compiled(name)
     values = phase.evaluate(state.params, phase.frozen)
     assert values and all(np.isfinite(value) for value in values.values())
+    heard = Compilations()
+    assert phase.evaluate(state.params, phase.frozen) == values and not heard.count
+
+
+def test_a_mixture_of_levels_that_no_gist_has_is_refused():
+    config = shrunk("gist", 4)
+    config.mixture.levels = (0.5, 0.25, 0.25)
+    with pytest.raises(UserError, match="3 levels, but gist.fanouts only 2"):
+        importlib.import_module("mctx.training.gist").phase(config, SOURCES)
 
 
 def test_a_head_wants_the_best_that_no_head_before_it_shows():
