@@ -8,10 +8,10 @@ Hardware: not run, and not compiled for a TPU to its end. What a device needs in
           `python -m experiments.aot experiments/configs/llama32_1b.py:gist
           experiments/configs/llama32_1b.py:lens --topology=v5e:2x4`; what follows, by
           `--topology=cpu:8 --shapes` in its place.
-Memory:   2.7 and 2.5 GiB a device for base, parameters and optimizer of gist and lens;
+Memory:   2.8 and 2.6 GiB a device for base, parameters and optimizer of gist and lens;
           activations come on top.
-Time:     a step of gist and of lens is 284 and 531 TFLOP, which would be
-          32 and 51 minutes of one H100 for all steps, at .3 of its 989 TFLOP/s.
+Time:     a step of gist and of lens is 294 and 529 TFLOP, which would be
+          33 and 51 minutes of one H100 for all steps, at .3 of its 989 TFLOP/s.
 """
 
 from ml_collections import ConfigDict

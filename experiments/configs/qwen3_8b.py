@@ -9,10 +9,10 @@ Hardware: not run. Its gist step was compiled for a v5e 16x16 with fsdp 16 and a
           --topology=v5e:16x16 --config.train.fsdp=16 --config.batch_size=256`. What follows:
           `python -m experiments.aot experiments/configs/qwen3_8b.py:gist
           experiments/configs/qwen3_8b.py:lens --topology=cpu:8 --shapes`.
-Memory:   2.1 and 2.0 GiB a device for base, parameters and optimizer of gist and lens with fsdp=8;
+Memory:   2.4 and 2.1 GiB a device for base, parameters and optimizer of gist and lens with fsdp=8;
           activations come on top.
-Time:     a step of gist and of lens is 1,819 and 3,561 TFLOP, which would be
-          3.4 and 5.7 hours of one H100 for all steps, at .3 of its 989 TFLOP/s.
+Time:     a step of gist and of lens is 1,913 and 3,572 TFLOP, which would be
+          3.6 and 5.7 hours of one H100 for all steps, at .3 of its 989 TFLOP/s.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""The methods by name (issue: equal budgets, one interface)."""
+"""The methods by name: all at one budget, through one interface."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ LOD_LOOKS = {  # raster code -> legend and colour
 FOCUS_TITLE = "What the model reads: level of detail of every part of the history, over time"
 FOCUS_GUIDE = """One row is one moment: left of the diagonal lies all that was read.
 The diagonal is the recent window, always tokens.
-Bright spots far left of it: the lens brought old text back as tokens."""
+Bright spots far left of it, if any: old text that was brought back as tokens."""
 
 
 def focus_map(refocuses: Iterable[Mapping], path: str | Path) -> None:
