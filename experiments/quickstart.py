@@ -107,7 +107,7 @@ def stream(
         nll = float(np.nanmean(session.predict(piece)))
         stop = start + len(piece)
         rate = (stop - done) / (time.perf_counter() - began)
-        telemetry.scalars(stop, {"stream/nll": nll, "stream/tokens_per_s": rate})
+        telemetry.scalars(stop, {"stream/nll": nll, "stream/tokens_per_second": rate})
         bar.advance(stop)
         bar.report(stop, f"{rate:,.0f} tokens/s, NLL {nll:.3f}")
     bar.close()
