@@ -31,7 +31,9 @@ def find_tokenizer(source: Path, vocab_size: int) -> Tokenizer | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = entry.Parser(prog="python -m experiments.export_hf", description=__doc__.partition("\n")[0])
+    parser = entry.Parser(
+        prog="python -m experiments.export_hf", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("source", type=Path, help="checkpoint directory or training workdir")
     parser.add_argument("destination", type=Path, help="folder to make")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")

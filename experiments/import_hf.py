@@ -29,7 +29,9 @@ CARD = """# {name}, as a base
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = entry.Parser(prog="python -m experiments.import_hf", description=__doc__.partition("\n")[0])
+    parser = entry.Parser(
+        prog="python -m experiments.import_hf", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("source", type=Path, help="folder of a Hugging Face checkpoint")
     parser.add_argument("destination", type=Path, help="checkpoint directory to make")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: as in SRC")

@@ -81,7 +81,7 @@ def table_cells(result: Mapping) -> list[list[str]]:
     cells = [[_cell(row, key) for key in keys] for row in rows]
     at = keys.index("value")
     if len(units) == 1:
-        headings[at] = units.pop() or "value"
+        headings[at] = (units.pop() or "value").replace("_", " ")
     else:
         for row, line in zip(rows, cells, strict=True):
             line[at] += f" {row.get('unit') or ''}".rstrip()

@@ -6,10 +6,11 @@ knapsack on a tree: a node is opened only beneath opened ones, and pays for itse
 reached through it (a *valley*: a loss on the way to something better). It is solved by dynamic
 programming over the levels from below: `table[node, e]` is the most that can be gained beneath a
 node with e units of room; siblings are joined by (max, +) convolution, and the choices are read
-off from above. No session runs it: it is the optimum that tests and `experiments.bench allocator` hold
-a refocus against. With as many units as there are entries of room it is exact; with fewer, prices
+off from above. With as many units as there are entries of room it is exact; with fewer, prices
 are rounded up, so that a plan always fits (an ε-approximation: Ibarra and Kim, 1975; on trees:
 Johnson and Niemi, 1983). All shapes are static; heads and batches are `jax.vmap`s of it.
+
+No session runs it: tests and `experiments.bench allocator` hold the allocator against it.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def test_seeds_are_one_row_with_their_spread(tmp_path):
     assert second["what"] == "--config.width=16" and second["seeds"] == "3"
     assert second["value"] == 0.5 and "low" not in second
     heading, line, other = tables.table_cells(result)
-    assert heading == ["", "recovered_lod1", "recovered lod1/code", "steps", "seconds", "seeds"]
+    assert heading == ["", "recovered lod1", "recovered lod1/code", "steps", "seconds", "seeds"]
     assert line[1:3] == ["0.50 [0.25, 0.75]", "1.00 [0.50, 1.50]"]
     assert other[1:3] == ["0.5000", "1.000"]
     assert "least and most of the seeds" in tables.markdown_table(result)
