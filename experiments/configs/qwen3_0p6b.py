@@ -8,7 +8,7 @@ Hardware: not run, and not compiled for a TPU to its end. What a device needs in
           `python -m experiments.aot experiments/configs/qwen3_0p6b.py:gist
           experiments/configs/qwen3_0p6b.py:lens --topology=v5e:2x4`; what follows, by
           `--topology=cpu:8 --shapes` in its place.
-Memory:   2.0 and 1.6 GiB a device for base, parameters and optimizer of gist and lens;
+Memory:   1.8 and 1.5 GiB a device for base, parameters and optimizer of gist and lens;
           activations come on top.
 Time:     a step of gist and of lens is 156 and 283 TFLOP, which would be
           17 and 27 minutes of one H100 for all steps, at .3 of its 989 TFLOP/s.

@@ -8,9 +8,9 @@ Hardware: not run. What a device needs in all is told by
           `python -m experiments.aot experiments/configs/smollm2_135m.py:gist
           experiments/configs/smollm2_135m.py:lens --topology=v5e:2x4`; what follows, by
           `--topology=cpu:8 --shapes` in its place.
-Memory:   0.4 GiB a device for base, parameters and optimizer of gist and of lens; with activations,
-          6.1 and 5.5 of a TPU v5e, one of eight (docs/scale.md).
-Time:     a step of gist and of lens is 38 and 71 TFLOP, which would be
+Memory:   0.4 and 0.3 GiB a device for base, parameters and optimizer of gist and lens; with
+          activations some 6 of a TPU v5e, one of eight (docs/scale.md).
+Time:     a step of gist and of lens is 37 and 70 TFLOP, which would be
           4 and 7 minutes of one H100 for all steps, at .3 of its 989 TFLOP/s.
 """
 
