@@ -48,6 +48,7 @@ from experiments import entry
 from mctx.errors import UserError
 from mctx.opened import Opened, open_checkpoint
 from mctx.tokenizer import Tokenizer
+from mctx.tree.arrays import row_shape
 from mctx.tree.compact import GRACE, compact
 from mctx.tree.hosts import append_together
 from mctx.tree.ingest import Ingest, Reader, tree_spec
@@ -241,7 +242,7 @@ def _export_arrays(tree: Tree, draft: Path, tell: Tell) -> None:
     counts = [tree.length, *(tree.count(level) for level in range(1, tree.spec.levels + 1))]
     done = 0
     for level, count in enumerate(counts):
-        shape = (tree.spec.slots, tree.spec.gist_width) if level else ()
+        shape = row_shape(tree.spec, level)
         path = draft / (f"lod{level}.npy" if level else "tokens.npy")
         dtype = np.float32 if level else np.int32
         if not count:

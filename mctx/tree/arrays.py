@@ -78,7 +78,7 @@ def from_bits(bits: np.ndarray) -> np.ndarray:
 
 def row_shape(spec: TreeSpec, level: int) -> tuple[int, ...]:
     """Shape of one row: a token, or a gist."""
-    return (spec.slots, spec.gist_width) if level else ()
+    return (spec.slots[level - 1], spec.gist_width) if level else ()
 
 
 def row_dtype(level: int) -> np.dtype:
@@ -323,7 +323,12 @@ def _metadata(spec: TreeSpec, level: int, bulk: bool) -> dict:
 
 def rows_in(size: int, spec: TreeSpec, level: int) -> int:
     """The largest power of two of rows within `size` bytes, so that chunks divide shards."""
-    return 1 << max(0, (size // row_bytes(spec, level)).bit_length() - 1)
+    return power_within(size, row_bytes(spec, level))
+
+
+def power_within(size: int, one: int) -> int:
+    """The largest power of two of things of `one` bytes within `size`, at least 1."""
+    return 1 << max(0, (size // one).bit_length() - 1)
 
 
 def sync_folder(path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from mctx.tree import checks
-from mctx.tree.arrays import from_bits, to_bits
+from mctx.tree.arrays import from_bits, row_shape, to_bits
 from mctx.tree.documents import Documents, Span, live_within
 from mctx.tree.head import TreeError
 from mctx.tree.state import Change
@@ -77,7 +77,7 @@ class Draft:
 
     def gather(self, level: int, indices: np.ndarray) -> np.ndarray:
         """Gists as a reader would have them: [n] -> float32 [n, slots, gist_width]."""
-        gists = np.zeros((len(indices), self.spec.slots, self.spec.gist_width), np.float32)
+        gists = np.zeros((len(indices), *row_shape(self.spec, level)), np.float32)
         there = indices < self._tree.count(level)
         if there.any():
             gists[there] = self._tree.gather(level, indices[there])

@@ -21,10 +21,11 @@ import numpy as np
 import tensorstore as ts
 
 from mctx.errors import UserError
+from mctx.levels import for_each_level
 from mctx.tree.documents import Documents
 from mctx.tree.extents import Extents, common, count
 
-FORMAT = 2
+FORMAT = 3
 MAGIC = b"megacontext-tree"
 KEY = "HEAD"
 INLINE = 64  # extents and spans that HEAD lists itself
@@ -55,12 +56,13 @@ def explained(sentence: str):
 class TreeSpec:
     """What a tree is made of; fixed when it is created.
 
-    fanouts: K_1 … K_Lmax; slots, gist_width: a gist is `[slots, gist_width]`;
-    fingerprint: names the models whose gists these are; tokens are in [0, vocab_size).
+    fanouts: K_1 … K_Lmax; slots, gist_width: a gist of level l is `[slots[l - 1], gist_width]`; one
+    number stands for all levels; fingerprint: names the models whose gists these are; tokens are in
+    [0, vocab_size).
     """
 
     fanouts: tuple[int, ...]
-    slots: int
+    slots: tuple[int, ...] | int
     gist_width: int
     fingerprint: str
     vocab_size: int
@@ -69,11 +71,24 @@ class TreeSpec:
         object.__setattr__(self, "fanouts", tuple(int(fanout) for fanout in self.fanouts))
         if not self.fanouts or min(self.fanouts) < 2:
             raise TreeError(f"Fanouts must be two or more at every level, not {self.fanouts}.")
-        if min(self.slots, self.gist_width, self.vocab_size) < 1:
+        object.__setattr__(self, "slots", for_each_level(self.slots, self.levels, "slots"))
+        if min(*self.slots, self.gist_width, self.vocab_size) < 1:
             raise TreeError(
                 "A tree needs slots, gist_width and vocab_size of at least 1, not "
                 f"{self.slots}, {self.gist_width} and {self.vocab_size}."
             )
+        # What is held in memory is held in pieces of the fewest slots, in pages of a power of two.
+        if any(each % min(self.slots) or (each // min(self.slots)).bit_count() > 1
+               for each in self.slots):  # fmt: skip
+            raise TreeError(
+                f"The slots of a tree's levels must be 1, 2, 4, 8, … times the fewest of them, not "
+                f"{self.slots}."
+            )
+
+    @property
+    def pieces(self) -> tuple[int, ...]:
+        """How many times the fewest slots of any level a gist of each level has, from level 1."""
+        return tuple(each // min(self.slots) for each in self.slots)
 
     @property
     def levels(self) -> int:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mctx.tree.arrays import Arrays, row_bytes, row_shape, rows_in
+from mctx.tree.arrays import Arrays, power_within, row_bytes, row_dtype, row_shape
 from mctx.tree.extents import DEAD, Extents
 from mctx.tree.head import Head
 from mctx.tree.pages import ABSENT, Bits, Eighths, Pages
@@ -34,8 +34,8 @@ End = Callable[[int], int]  # epoch → the row from which on its array must not
 class MirrorConfig(NamedTuple):
     """Attributes:
     limit: bytes of gists held in memory.
-    int8: hold 8 bits and a scale per gist instead of bfloat16: half the memory, and every value
-      off by at most 1/254 of its gist's largest.
+    int8: hold 8 bits and a scale per gist (or part of one) instead of bfloat16: half the memory,
+      and every value off by at most 1/254 of its gist's largest.
     load: read in the background, from the coarsest level on, all levels that fit.
     """
 
@@ -59,9 +59,11 @@ class Mirror:
     def __init__(self, arrays: Arrays, config: MirrorConfig | None = None):
         self._arrays, self.config = arrays, config or MirrorConfig()
         spec = arrays.spec
-        self._shape = row_shape(spec, 1)
-        self._size = rows_in(PAGE_BYTES, spec, 1)
-        coding = (Eighths if self.config.int8 else Bits)(spec.slots * spec.gist_width)
+        # Gists of all levels are held in pieces of one width, and whole gists in a page.
+        self._width = min(spec.slots) * spec.gist_width
+        piece_bytes = self._width * row_dtype(1).itemsize
+        self._size = max(power_within(PAGE_BYTES, piece_bytes), *spec.pieces)
+        coding = (Eighths if self.config.int8 else Bits)(self._width)
         self._pages = Pages(coding, self._size, self.config.limit)
         self._lock = threading.Lock()
         self._worker: ThreadPoolExecutor | None = None
@@ -73,6 +75,14 @@ class Mirror:
         """Of the pages that are held."""
         return len(self._pages) * self._size * self._pages.row_bytes
 
+    def _pieces(self, level: int) -> int:
+        """Of a gist."""
+        return self._arrays.spec.pieces[level - 1]
+
+    def _rows(self, level: int) -> int:
+        """Gists in a page."""
+        return self._size // self._pieces(level)
+
     def gather(
         self, level: int, epochs: np.ndarray, rows: np.ndarray, logical: np.ndarray, end: End
     ) -> np.ndarray:
@@ -83,36 +93,43 @@ class Mirror:
         Args:
           logical: [n], what the rows are in the history, for the sentence of an error.
         """
-        flat = np.empty((len(rows), self._shape[0] * self._shape[1]), np.float32)
+        pieces = self._pieces(level)
+        gists = np.empty((len(rows), pieces, self._width), np.float32)
         missing = []
         for epoch, here in _by_epoch(epochs):
             with self._lock:
-                places = self._pages.find(level, epoch, rows[here])
-                absent = places == ABSENT
+                places = self._pages.find(level, epoch, _spread(rows[here], pieces).ravel())
+                places = places.reshape(-1, pieces)
+                absent = np.any(places == ABSENT, axis=1)
                 if not absent.any():
-                    flat[here] = self._pages.take(places)
+                    gists[here] = self._taken(places)
                     continue
                 members = np.arange(len(rows))[here]
-                flat[members[~absent]] = self._pages.take(places[~absent])
+                gists[members[~absent]] = self._taken(places[~absent])
             missing.append((epoch, members[absent]))
-        self._read(level, rows, logical, missing, end, flat)
-        return flat.reshape(-1, *self._shape)
+        self._read(level, rows, logical, missing, end, gists)
+        return gists.reshape(-1, *row_shape(self._arrays.spec, level))
+
+    def _taken(self, places):
+        """Gists whose pieces are held at places [n, pieces]: [n, pieces, width]."""
+        return self._pages.take(places.ravel()).reshape(*places.shape, self._width)
 
     def _read(self, level, rows, logical, missing, end, out):
         """Reads the pages of missing rows of several epochs at once, keeps them, fills `out`."""
-        begun = []
+        begun, in_page, pieces = [], self._rows(level), self._pieces(level)
         for epoch, members in missing:
-            pages, which = np.unique(rows[members] // self._size, return_inverse=True)
+            pages, which = np.unique(rows[members] // in_page, return_inverse=True)
             stop = end(epoch)
-            wait = self._arrays.read_pages(level, epoch, pages, self._size, stop)
+            wait = self._arrays.read_pages(level, epoch, pages, in_page, stop)
             begun.append((epoch, members, pages, which.ravel(), stop, wait))
         for epoch, members, pages, which, stop, wait in begun:
             with self._arrays.damage(level, logical[members].min(), logical[members].max()):
                 bits = wait()
             with self._lock:
-                encoded = self._pages.put(level, epoch, pages, bits, stop)
-            places = which * self._size + rows[members] % self._size
-            out[members] = self._pages.decode(encoded, places)
+                encoded = self._pages.put(level, epoch, pages, bits, stop * pieces)
+            places = _spread(which * in_page + rows[members] % in_page, pieces)
+            found = self._pages.decode(encoded, places.ravel())
+            out[members] = found.reshape(*places.shape, self._width)
 
     def add(self, level: int, epoch: int, row: int, parts: list[np.ndarray]) -> None:
         """Rows that were just stored and committed come here without being read, if they are few.
@@ -120,8 +137,9 @@ class Mirror:
         Who writes much at once is not about to read it.
         """
         if sum(part.nbytes for part in parts) <= ADD_BYTES:
+            rows = np.concatenate(parts).reshape(-1, self._width)
             with self._lock:
-                self._pages.add(level, epoch, row, np.concatenate(parts))
+                self._pages.add(level, epoch, row * self._pieces(level), rows)
 
     def prefetch(
         self, level: int, epochs: np.ndarray, rows: np.ndarray, logical: np.ndarray, end: End
@@ -140,8 +158,8 @@ class Mirror:
 
     def load(self, head: Head) -> None:
         """Starts reading what HEAD lists, coarse levels first, as many levels as fit."""
-        rows = sum(head.count(level) for level in range(1, head.spec.levels + 1))
-        if rows * row_bytes(head.spec, 1) >= WORTH_LOADING:
+        levels = range(1, head.spec.levels + 1)
+        if sum(head.count(n) * row_bytes(head.spec, n) for n in levels) >= WORTH_LOADING:
             self.loaded = Future()
             self._submit(_begin_to_load, weakref.ref(self), head, self.loaded)
 
@@ -151,16 +169,17 @@ class Mirror:
         Straight to its place if that can be: else it is copied there, which takes about as long.
         """
         level, epoch, pages, end = piece
-        first, stop = int(pages[0]) * self._size, (int(pages[-1]) + 1) * self._size
+        in_page, pieces = self._rows(level), self._pieces(level)
+        first, stop = int(pages[0]) * in_page, (int(pages[-1]) + 1) * in_page
         slots = None
-        if stop - first == len(pages) * self._size <= end - first:
+        if stop - first == len(pages) * in_page <= end - first:
             with self._lock:
                 slots = self._pages.claim(len(pages))
                 memory = self._pages.claimed(slots) if slots else None
         if slots is None:
-            wait = self._arrays.read_pages(level, epoch, pages, self._size, end)
+            wait = self._arrays.read_pages(level, epoch, pages, in_page, end)
         else:
-            wait = self._arrays.read_into(memory, level, epoch, first)
+            wait = self._arrays.read_into(memory.reshape(stop - first, -1), level, epoch, first)
 
         def hold() -> None:
             try:
@@ -172,9 +191,9 @@ class Mirror:
                 raise
             with self._lock:
                 if slots:
-                    self._pages.fill(level, epoch, pages, slots, memory, end)
+                    self._pages.fill(level, epoch, pages, slots, memory, end * pieces)
                 else:
-                    self._pages.put(level, epoch, pages, bits, end)
+                    self._pages.put(level, epoch, pages, bits, end * pieces)
 
         return hold
 
@@ -197,21 +216,21 @@ def _begin_to_load(mirror: weakref.ref, head: Head, loaded: Future) -> None:
     self = mirror()
     if self is None:
         return
-    wanted, room, size = [], self._pages.capacity, self._size
+    wanted, room = [], self._pages.capacity
     for level in range(head.spec.levels, 0, -1):
-        pages = [_Piece(level, *each) for each in _pages_of(head.extents[level], size)]
+        pages = [_Piece(level, *each) for each in _pages_of(head.extents[level], self._rows(level))]
         room -= sum(len(each.pages) for each in pages)
         if room < 0:
             break
         wanted += pages
     with self._lock:
         self._pages.reserve(sum(len(each.pages) for each in wanted))
-    step = max(1, LOAD_BYTES // (size * row_bytes(head.spec, 1)))
-    arrays = self._arrays
+    step = max(1, LOAD_BYTES // (self._size * self._width * row_dtype(1).itemsize))
+    stored, in_page = self._arrays.stored_sizes, self._rows
     pieces = (
         piece
         for each in wanted
-        for piece in _cut(each, size, step, *arrays.stored_sizes(each.level, each.epoch))
+        for piece in _cut(each, in_page(each.level), step, *stored(each.level, each.epoch))
     )
     self._submit(_load, mirror, pieces, deque(), loaded)
 
@@ -251,6 +270,11 @@ def _load(mirror: weakref.ref, pieces: Iterator[_Piece], begun: deque, loaded: F
         return
     if self._submit(_load, mirror, pieces, begun, loaded) is None:
         loaded.cancel()
+
+
+def _spread(rows: np.ndarray, pieces: int) -> np.ndarray:
+    """The pieces of gists: [n] -> [n, pieces]."""
+    return rows[:, None] * pieces + np.arange(pieces)
 
 
 def _by_epoch(epochs: np.ndarray) -> Iterator[tuple[int, np.ndarray | slice]]:

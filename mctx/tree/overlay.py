@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mctx.tree import checks
+from mctx.tree.arrays import row_shape
 from mctx.tree.documents import Documents, Span, joined_runs
 from mctx.tree.editing import Draft, ascend
 from mctx.tree.head import TreeError, TreeSpec
@@ -208,8 +209,7 @@ class Overlay:
                 f"Gists {indices.min()} to {indices.max()} of level {level} were asked of "
                 f"{self.uri}, which holds {self.count(level)}."
             )
-        spec = self.spec
-        gists = np.zeros((len(indices), spec.slots, spec.gist_width), np.float32)
+        gists = np.zeros((len(indices), *row_shape(self.spec, level)), np.float32)
         for part, here, own in self._split(level, indices):
             held = own < part.tree.count(level)
             gists[here[held]] = part.tree.gather(level, own[held])

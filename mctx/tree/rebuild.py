@@ -164,7 +164,7 @@ def _remake(tree: Tree, reader: Reader, remade: _Remade, starts, stops) -> None:
     some = alive.any(axis=1)
     tokens = np.zeros((*blocks.shape, model.gist.block), np.int32)
     tokens[alive] = tree.token_blocks(blocks[alive])
-    gists = np.zeros((*blocks.shape, model.gist.slots, model.gist.width), np.float32)
+    gists = np.zeros((*blocks.shape, model.gist.entries[0], model.gist.width), np.float32)
     if some.any():
         gists[some] = reader.window_gists(tokens[some].reshape(-1))
     new = there & (blocks >= first)

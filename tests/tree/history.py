@@ -12,7 +12,7 @@ import numpy as np
 from mctx.tree import arrays
 from mctx.tree.store import Tree, TreeSpec
 
-SPEC = TreeSpec(fanouts=(4, 3, 2), slots=2, gist_width=8, fingerprint="models", vocab_size=1000)
+SPEC = TreeSpec((4, 3, 2), slots=(2, 4, 2), gist_width=8, fingerprint="models", vocab_size=1000)
 
 
 def tokens(start: int, stop: int) -> np.ndarray:
@@ -21,9 +21,10 @@ def tokens(start: int, stop: int) -> np.ndarray:
 
 def gists(level: int, start: int, stop: int) -> np.ndarray:
     """Small integers: exact in bfloat16, different in every row, slot and dimension."""
-    size = SPEC.slots * SPEC.gist_width
+    shape = arrays.row_shape(SPEC, level)
+    size = shape[0] * shape[1]
     values = np.arange(start * size, stop * size) * (2 * level + 1) % 251
-    return values.reshape(-1, SPEC.slots, SPEC.gist_width).astype(np.float32)
+    return values.reshape(-1, *shape).astype(np.float32)
 
 
 def append(tree: Tree, count: int) -> None:

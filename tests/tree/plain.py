@@ -69,4 +69,4 @@ class PlainReader:
         sums = np.cumsum((windows + 1) * place, axis=1)
         sums = sums[:, self.model.gist.block - 1 :: self.model.gist.block]
         found = self._weights[sums % 64] * (1 + sums[..., None] % 7)
-        return np.repeat(found[:, :, None], self.model.gist.slots, axis=2).astype(np.float32)
+        return np.repeat(found[:, :, None], self.model.gist.entries[0], axis=2).astype(np.float32)

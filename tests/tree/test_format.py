@@ -22,7 +22,7 @@ def read_head(folder) -> dict:
     assert magic == b"megacontext-tree" and int(checksum, 16) == zlib.crc32(
         version + b"\n" + body
     )
-    assert int(version) <= 2
+    assert int(version) <= 3
     head = json.loads(body)
     if "index" in head:
         record = (folder / head["index"]["name"]).read_bytes()
@@ -36,7 +36,8 @@ def read_head(folder) -> dict:
 
 def read_rows(folder, head, level) -> np.ndarray:
     """All rows of a level: tokens, or float32 gists."""
-    shape = (head["spec"]["slots"], head["spec"]["gist_width"]) if level else ()
+    spec = head["spec"]
+    shape = (spec["slots"][level - 1], spec["gist_width"]) if level else ()
     found = [np.zeros((0, *shape), np.float32 if level else np.int32)]
     for _, epoch, row, length in head["extents"][level]:
         if epoch == 0:
@@ -85,6 +86,7 @@ def test_a_tree_of_format_1_is_read_and_taken_over(tmp_path):
         list(Ingest(Reader(), tree).feed(tokens_of(1, 5 * WINDOW)))
     body = encode(tree.head).split(b"\n")[1]
     fields = {name: json.loads(body)[name] for name in ("spec", "epoch", "writer", "extents")}
+    fields["spec"]["slots"] = SPEC.slots[0]  # one number stood for all levels
     body = json.dumps(fields).encode()
     line = b"megacontext-tree 1 %08x\n" % zlib.crc32(b"1\n" + body)
     (tmp_path / "HEAD").write_bytes(line + body)
@@ -92,7 +94,7 @@ def test_a_tree_of_format_1_is_read_and_taken_over(tmp_path):
     np.testing.assert_array_equal(old.tokens(0, old.length), tokens_of(1, 5 * WINDOW))
     with Tree.open(tmp_path, mode="w") as tree:
         Ingest(Reader(), tree).add_document("a", tokens_of(2, 9))
-    assert (tmp_path / "HEAD").read_bytes().startswith(b"megacontext-tree 2 ")
+    assert (tmp_path / "HEAD").read_bytes().startswith(b"megacontext-tree 3 ")
     assert old.refresh() and old.documents["a"].length == 9
     (tmp_path / "HEAD").write_bytes(line + body + b" ")
     with pytest.raises(heads.TreeError, match="damaged"):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mctx.tree.arrays import Arrays, open_kvstore, to_bits
+from mctx.tree.arrays import Arrays, open_kvstore, row_shape, to_bits
 from mctx.tree.extents import DEAD, Extent, Extents
 from mctx.tree.head import TreeError, TreeSpec
 from mctx.tree.mirror import Mirror, MirrorConfig, _cut, _pages_of, _Piece
@@ -146,7 +146,7 @@ def test_prefetched_gists_need_no_read(uri, monkeypatch):
     assert tree.prefetch(1, np.array([9 * PAGE])) is None
 
 
-@pytest.mark.parametrize("pages, levels", [(100, (1, 2, 3)), (7, (2, 3)), (1, ())])
+@pytest.mark.parametrize("pages, levels", [(100, (1, 2, 3)), (9, (2, 3)), (1, ())])
 def test_the_background_loads_the_coarse_levels_that_fit(uri, monkeypatch, pages, levels):
     monkeypatch.setattr("mctx.tree.mirror.WORTH_LOADING", 1)
     monkeypatch.setattr("mctx.tree.mirror.LOAD_BYTES", 2 * PAGE * 32)
@@ -239,9 +239,9 @@ def test_levels_and_epochs_are_apart():
     kvstore = open_kvstore("memory://apart/")
     arrays = Arrays(kvstore, "memory://apart", SPEC)
     mirror = Mirror(arrays)
-    rows = np.zeros((2, SPEC.slots, SPEC.gist_width), np.uint16)
     for level, epoch in ((1, 1), (1, 2), (2, 1)):
-        arrays.write(level, epoch, 0, to_bits(rows + 10 * level + epoch))()
+        rows = np.full((2, *row_shape(SPEC, level)), 10 * level + epoch)
+        arrays.write(level, epoch, 0, to_bits(rows))()
     for level, epochs in ((2, [1, 1]), (1, [2, 1]), (1, [1, 1])):
         where = np.array(epochs), np.array([0, 1]), np.array([7, 8])
         found = mirror.gather(level, *where, lambda _: 2)

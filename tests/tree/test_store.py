@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mctx.errors import UserError
 from mctx.tree import head as heads
-from mctx.tree.arrays import array_folder, open_kvstore
+from mctx.tree.arrays import array_folder, open_kvstore, row_shape
 from mctx.tree.checks import MAX_BLOCKS
 from mctx.tree.extents import Extent
 from mctx.tree.head import Head
@@ -28,7 +28,7 @@ def fresh_uri() -> str:
 
 
 # Rows of 4 KiB: 8 to a chunk and 256 to a shard, so that a few hundred tokens cross both borders.
-WIDE = TreeSpec(fanouts=(2, 3), slots=2, gist_width=1024, fingerprint="wide", vocab_size=50_000)
+WIDE = TreeSpec((2, 3), slots=(2, 1), gist_width=1024, fingerprint="wide", vocab_size=50_000)
 operations = st.one_of(
     st.tuples(
         st.just("append"),
@@ -44,8 +44,8 @@ class Model:
 
     def __init__(self, seed: int):
         self.rng = np.random.default_rng(seed)
-        gists = np.empty((0, WIDE.slots, WIDE.gist_width), np.float32)
-        self.now = self.committed = (np.empty(0, np.int32), gists, gists)
+        gists = [np.empty((0, *row_shape(WIDE, level)), np.float32) for level in (1, 2)]
+        self.now = self.committed = (np.empty(0, np.int32), *gists)
 
     def append(self, tree: Tree, count: int, shares: tuple[float, float]) -> None:
         """Random tokens, and of each level a share of the gists that may follow."""
@@ -222,7 +222,7 @@ def test_stats_count_what_is_there():
         assert tree.stats()["uncommitted"] == 100
     stats = tree.stats()
     assert stats["counts"] == {0: 25, 1: 25, 2: 8, 3: 4} and tree.blocks == 25
-    assert stats["bytes"] == {0: 400, 1: 25 * 32, 2: 8 * 32, 3: 4 * 32}
+    assert stats["bytes"] == {0: 400, 1: 25 * 32, 2: 8 * 64, 3: 4 * 32}
     assert (stats["length"], stats["epoch"], stats["uncommitted"]) == (100, 1, 0)
     assert (stats["fanouts"], stats["fingerprint"]) == (SPEC.fanouts, "models")
 
@@ -325,9 +325,9 @@ def test_foreign_models_are_refused():
 def test_a_newer_format_is_told_from_a_damaged_head(monkeypatch):
     uri = fresh_uri()
     with monkeypatch.context() as later:
-        later.setattr(heads, "FORMAT", 3)
+        later.setattr(heads, "FORMAT", heads.FORMAT + 1)
         Tree.create(uri, SPEC)
-    assert "format 3" in sentence_of(lambda: Tree.open(uri))
+    assert f"format {heads.FORMAT + 1}" in sentence_of(lambda: Tree.open(uri))
 
 
 def test_any_changed_byte_of_head_is_noticed():
@@ -347,6 +347,9 @@ def test_any_changed_byte_of_head_is_noticed():
     assert json.loads(record.split(b"\n")[1])["epoch"] == 1
 
 
-@pytest.mark.parametrize("fields", [{"fanouts": ()}, {"fanouts": (8, 1)}, {"slots": 0}])
+NO_SPEC = {"fanouts": ()}, {"fanouts": (8, 1)}, {"slots": 0}, {"slots": (2, 6, 2)}
+
+
+@pytest.mark.parametrize("fields", NO_SPEC)
 def test_a_spec_that_makes_no_tree_is_refused(fields):
     sentence_of(lambda: TreeSpec(**{**vars(SPEC), **fields}))

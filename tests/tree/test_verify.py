@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mctx.tree import head as heads
-from mctx.tree.arrays import open_kvstore, to_bits
+from mctx.tree.arrays import open_kvstore, row_shape, to_bits
 from mctx.tree.head import HeadRecord, TreeError
 from mctx.tree.store import Tree
 from mctx.tree.verify import verify
@@ -121,7 +121,7 @@ def test_a_head_that_contradicts_itself_is_a_problem(folder, case):
 @pytest.mark.parametrize("level, value, says", [(0, 1000, "vocabulary"), (1, 0x7FC0, "NaN")])
 def test_values_that_cannot_be_are_problems(folder, level, value, says):
     tree = Tree.open(folder, mode="w")
-    rows = np.full((5, *([SPEC.slots, SPEC.gist_width] if level else [])), value)
+    rows = np.full((5, *row_shape(SPEC, level)), value)
     row = tree.store(level, rows.astype(np.uint16 if level else np.int32))
     tree.place(level, 100, tree.epoch, row, 5)
     tree.commit()
