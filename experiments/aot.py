@@ -221,7 +221,7 @@ def session_programs(model: Wrapped, settings: SessionConfig, mesh: Mesh) -> Ite
     yield program(
         "refocus: allocator", partial(focusing.edit, focus), layouts, scores, of(()), of(())
     )
-    gists = of((GISTS_AT_ONCE, gist.slots, gist.width), jnp.float32)
+    gists = of((GISTS_AT_ONCE, max(gist.entries), gist.width), jnp.float32)
     yield program(
         "refocus: rows of gists", partial(reading.rows_of_gists, model), params, gists
     )

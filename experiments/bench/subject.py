@@ -20,6 +20,7 @@ from mctx.models.wrapped import Wrapped
 from mctx.opened import Opened, open_checkpoint
 from mctx.runtime import Session, SessionBatch, SessionConfig, reading, rows
 from mctx.runtime.sampling import Sampling
+from mctx.tree.arrays import row_shape
 from mctx.tree.ingest import Reader, tree_spec
 from mctx.tree.store import Tree
 
@@ -96,20 +97,20 @@ class Subject:
 
     def _history(self, length):
         tree, rng = self.empty(), np.random.default_rng(self.seed)
-        spec, block = tree.spec, self.model.gist.block
+        spec, levels = tree.spec, range(1, tree.spec.levels + 1)
         length -= length % self.model.window
         _, _, like = self.reader.full_windows(self.words(self.model.window))
         size = min(COMMIT, length)
-        shape = spec.slots, spec.gist_width
-        drawn = rng.standard_normal((DRAWN, *shape), np.float32) * np.std(like)
-        drawn = np.resize(drawn.astype(ml_dtypes.bfloat16), (size // block, *shape))
+        few = rng.standard_normal((DRAWN, spec.gist_width), np.float32) * np.std(like)
+        few = few.astype(ml_dtypes.bfloat16)
+        shapes = {n: (size // spec.span(n) + 1, *row_shape(spec, n)) for n in levels}
+        drawn = {n: np.resize(few, shape) for n, shape in shapes.items()}
         tokens = self.words(size)
         while tree.length < length:
             piece = tokens[: length - tree.length]
             stop = tree.length + len(piece)
-            levels = range(1, spec.levels + 1)
             more = {level: stop // spec.span(level) - tree.count(level) for level in levels}
-            tree.append(piece, {level: drawn[:count] for level, count in more.items()})
+            tree.append(piece, {level: drawn[level][:count] for level, count in more.items()})
             tree.commit()
         return tree
 

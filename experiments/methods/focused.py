@@ -143,10 +143,10 @@ def one_level(scorer: Scorer, config: SessionConfig, levels: int) -> Layout | No
 def mean_rows(scorer: Scorer) -> Callable[[int, np.ndarray], Rows]:
     """`gist_rows` without GistNet: slot s of a node is the mean of the keys and the values of
     that part of its tokens."""
-    slots, spans = scorer.model.gist.slots, focus_spans(scorer.model)
+    gist, spans = scorer.model.gist, focus_spans(scorer.model)
 
     def rows(level: int, indices: np.ndarray) -> Rows:
-        span = spans[level]
+        span, slots = spans[level], gist.entries[level - 1]
         found = [_mean(scorer, np.arange(i * span, (i + 1) * span), slots) for i in indices]
         k, v = (np.concatenate(part, axis=1) for part in zip(*found, strict=True))
         short = (GISTS_AT_ONCE - len(indices)) * slots

@@ -219,7 +219,7 @@ def nll_behind(
       most: blocks that are shown as tokens at most, where these are few.
     """
     gist, blocks = opened.model.gist, protocol.shape(opened.model).blocks
-    capacity = None if most is None else most * gist.block + (blocks - most) * gist.slots
+    capacity = None if most is None else most * gist.block + (blocks - most) * gist.entries[0]
     of = functools.partial(_nll_behind, opened.model, protocol, capacity, opened.params)
     return in_batches(of, tokens, shown)
 

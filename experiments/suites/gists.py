@@ -115,7 +115,7 @@ def shown_by(model: Wrapped, shape: BankShape, protocol: Protocol) -> dict[str, 
         kept = f"the last {protocol.history - span}"
         far = (level == coarse) & (shape.node_block * block < span)
         masks |= {f"{kept} as tokens": near, f"{kept} as tokens, lod{coarse} before": near | far}
-    cost = np.where(level == 0, block, model.gist.slots)
+    cost = np.array((block, *model.gist.entries))[level]
     return {name: (mask, int(cost[mask].sum())) for name, mask in masks.items()}
 
 
@@ -205,7 +205,7 @@ def said_again(
     made = []
     for what, value, share, entries in (
         ("its first token alone", none, guessed, 0),
-        ("behind its gist", nll, hits, model.gist.slots),
+        ("behind its gist", nll, hits, model.gist.entries[0]),
     ):
         right = interval(share.astype(np.float64), units, seed)
         made.append(nll_row(what, value, units, seed, entries=entries) | spread(right, "accuracy"))

@@ -31,7 +31,6 @@ def focus_for(gist: GistConfig, **settings) -> FocusConfig:
     (True, False) shows tokens alone at any depth.
     """
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    gists = (gist.slots,) * gist.levels
     readable = tuple(level <= gist.trained for level in range(gist.levels + 1))
     show = settings.pop("show", None) or readable
     if len(show) > len(readable):
@@ -39,7 +38,7 @@ def focus_for(gist: GistConfig, **settings) -> FocusConfig:
     show += show[-1:] * (len(readable) - len(show))
     return FocusConfig(
         fanouts=gist.fanouts,
-        costs=(gist.block, *gists),
+        costs=(gist.block, *gist.entries),
         show=tuple(a and b for a, b in zip(show, readable, strict=True)),
         **settings,
     )
@@ -79,7 +78,7 @@ class BankShape:
 
     @functools.cached_property
     def row_node(self) -> np.ndarray:  # [R]
-        cost = np.where(self.node_level == 0, self.gist.block, self.gist.slots)
+        cost = np.array((self.gist.block, *self.gist.entries))[self.node_level]
         return np.repeat(np.arange(len(cost)), cost).astype(np.int32)
 
     @functools.cached_property

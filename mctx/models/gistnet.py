@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mctx.errors import UserError
+from mctx.levels import for_each_level
 from mctx.models.base import BaseConfig, Rows
 from mctx.models.blocks import AllLayers, CrossAttention, FeedForward, LayerMix
 
@@ -40,7 +41,7 @@ class GistConfig:
     Attributes:
       fanouts: K_1, K_2, …: children per node, level by level.
       trained: levels the base has learned to read; deeper gists guide the lens only.
-      slots: gist vectors (and entries) per node.
+      slots: gist vectors (and entries) per node; one number, or one for each level from 1.
       width: width of a gist vector.
       inject: 'kv' or 'input'.
       pools: what a gist is made of: 'states', or 'rows', of which it keeps as many as it has slots.
@@ -52,7 +53,7 @@ class GistConfig:
 
     fanouts: tuple[int, ...] = (32, 32)
     trained: int = 2
-    slots: int = 1
+    slots: int | tuple[int, ...] = 1
     width: int = 256
     d_model: int = 256
     d_ff: int = 512
@@ -66,11 +67,12 @@ class GistConfig:
     def __post_init__(self):
         if self.pools not in POOLS:
             raise UserError(f"gists are made of {' or '.join(POOLS)}, not of '{self.pools}'.")
-        if self.keeps and self.slots > self.block:
-            raise UserError(
-                f"{self.slots} slots cannot keep different rows of {self.block} tokens: set slots "
-                f"to {self.block} at most, or pools='states'."
-            )
+        for level, (slots, rows) in enumerate(zip(self.entries, self.children, strict=True), 1):
+            if self.keeps and slots > rows:
+                raise UserError(
+                    f"{slots} slots cannot keep different rows of the {rows} beneath a gist of "
+                    f"level {level}: set its slots to {rows} at most, or pools='states'."
+                )
         if self.keeps and self.inject != "kv":
             raise UserError(
                 "gists that keep rows enter as rows: set inject='kv', or pools='states'."
@@ -90,12 +92,24 @@ class GistConfig:
         """Tokens in a block."""
         return self.fanouts[0]
 
+    @property
+    def entries(self) -> tuple[int, ...]:
+        """Of a gist, by level from 1: its slots."""
+        return for_each_level(self.slots, self.levels, "slots")
+
+    @property
+    def children(self) -> tuple[int, ...]:
+        """What a gist is pooled from, by level from 1: tokens, or the slots of gists."""
+        return self.block, *(
+            k * below for k, below in zip(self.fanouts[1:], self.entries[:-1], strict=True)
+        )
+
     def span(self, level: int) -> int:
         """Tokens that a node of this level covers."""
         return math.prod(self.fanouts[: max(level, 1)])
 
     def to_dict(self) -> dict:
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"slots": self.entries}
 
     @classmethod
     def from_dict(cls, values: dict) -> GistConfig:
@@ -111,6 +125,7 @@ class Pool(nn.Module):
 
     config: GistConfig
     children: int
+    slots: int
     kept: tuple[int, ...] = ()
 
     def setup(self):
@@ -120,14 +135,14 @@ class Pool(nn.Module):
         self.place = self.param(
             "place", nn.initializers.normal(0.02), (self.children, c.d_model)
         )
-        self.score = dense(c.slots * c.n_heads, use_bias=False, name="score")
+        self.score = dense(self.slots * c.n_heads, use_bias=False, name="score")
         # What adds to kept rows begins as nothing.
         scale = {"kernel_init": nn.initializers.zeros} if self.kept else {}
         self.leave = dense(c.width, use_bias=False, name="leave", **scale)
         if self.kept:
             zeros = nn.initializers.zeros
             self.keep = nn.DenseGeneral(self.kept, use_bias=False, kernel_init=zeros, name="keep")
-            spread = functools.partial(_spread, c.slots)
+            spread = functools.partial(_spread, self.slots)
             self.kept_place = self.param("kept_place", spread, (self.children, *self.kept))
 
     def inward(self, children):
@@ -138,10 +153,10 @@ class Pool(nn.Module):
         """[n, C, d_model] -> [n, slots, width]: attention pooling, one softmax a slot and head."""
         c = self.config
         n, children, width = x.shape
-        weights = self.score(x).reshape(n, children, c.slots, c.n_heads)
+        weights = self.score(x).reshape(n, children, self.slots, c.n_heads)
         weights = jax.nn.softmax(weights.astype(jnp.float32), axis=1).astype(x.dtype)
         heads = x.reshape(n, children, c.n_heads, width // c.n_heads)
-        pooled = jnp.einsum("ncsh,nchd->nshd", weights, heads).reshape(n, c.slots, width)
+        pooled = jnp.einsum("ncsh,nchd->nshd", weights, heads).reshape(n, self.slots, width)
         return self.leave(pooled)
 
     def worth(self, x):
@@ -153,7 +168,7 @@ class Pool(nn.Module):
         """The rows of the children that are worth most, in order of time, each layer and head by
         itself: [n, C, d_model], [n, C, L, 2, K, H] -> [n, slots, L, 2, K, H]."""
         worth = jnp.moveaxis(self.worth(x), 1, -1)  # [n, L, K, C]
-        which = jnp.sort(jax.lax.top_k(worth, self.config.slots)[1], axis=-1)
+        which = jnp.sort(jax.lax.top_k(worth, self.slots)[1], axis=-1)
         which = jnp.moveaxis(which, -1, 1)  # [n, slots, L, K]
         return jnp.take_along_axis(rows, which[:, :, :, None, :, None], axis=1)
 
@@ -213,8 +228,8 @@ class GistNet(nn.Module):
         self.mix_layers = MIXES[c.mix](c.d_model, name="mix")
         kept = (b.n_layers, b.n_kv_heads) if c.keeps else ()
         self.pools = [
-            Pool(c, k if level == 0 else k * c.slots, kept, name=f"lod{level + 1}")
-            for level, k in enumerate(c.fanouts)
+            Pool(c, *of, kept, name=f"lod{level}")
+            for level, of in enumerate(zip(c.children, c.entries, strict=True), 1)
         ]
         self.attends = [CrossAttention(c.n_heads, name=f"attend{i}") for i in range(c.n_layers)]
         self.feeds = [FeedForward(c.d_ff, name=f"feed{i}") for i in range(c.n_layers)]

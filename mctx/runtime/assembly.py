@@ -264,8 +264,8 @@ class Assembly:
             self._write_decoded(head, plan.new_row[kept], *(x[kept] for x in parts), decoded)
 
     def _write_gists(self, head, to, level, index, offset, kept):
-        per = self._model.gist.slots
         for one in np.unique(level):
+            per = self._model.gist.entries[one - 1]
             nodes = np.unique(index[level == one])
             for at in range(0, len(nodes), GISTS_AT_ONCE):
                 piece = nodes[at : at + GISTS_AT_ONCE]

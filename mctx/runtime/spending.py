@@ -48,8 +48,8 @@ class Spending:
 
     def since_last(self, gists: int) -> dict[str, float]:
         """Operations since this was last asked, as scalars; `gists` rows were written meanwhile."""
-        s, c = self._session, self._session.model.gist
-        one = np.zeros((1, c.slots, c.width), np.float32)
+        s = self._session
+        one = np.zeros((1, 1, s.model.gist.width), np.float32)
         program = reading.rows_of_gists, (s.model,), s.params, one
         self._own["assemble"].add("gist", gists, *program)
         before, self._before = self._before, self._totals()

@@ -38,8 +38,8 @@ def choice(
     own = jax.lax.stop_gradient(read_behind(model, params, tail, *behind, collect=True))
     apart = []
     for level in range(1, gist.levels + 1):
-        children = gist.block if level == 1 else gist.fanouts[level - 1] * gist.slots  # of a node
-        nodes = min(NEAR // gist.span(level), counts[level])
+        children = gist.children[level - 1]  # of a node
+        nodes = min(max(NEAR // gist.span(level), 1), counts[level])
         if not nodes:
             break
         start, end = ((counts[level] - some) * children for some in (nodes, 0))
@@ -48,7 +48,8 @@ def choice(
         if level == 1:
             below = bank.states[:, :, start:end]
         else:
-            below = bank.gists[level - 2][:, start // gist.slots : end // gist.slots]
+            slots = gist.entries[level - 2]
+            below = bank.gists[level - 2][:, start // slots : end // slots]
         of = {"params": params["gistnet"]}, level, below
         worth = model.gistnet.apply(*of, method="worth")  # [B, nodes·children, L, K]
         by_node = (len(tail), nodes, children, *worth.shape[2:])
@@ -101,7 +102,7 @@ def _divergence(seen: jax.Array, worth: jax.Array) -> jax.Array:
 
 def _by_level(shape: BankShape, rows: Rows) -> list[Rows]:
     """Rows of a bank, level by level, LOD0 first."""
-    per = np.array([shape.gist.block] + [shape.gist.slots] * shape.gist.levels)
+    per = np.array((shape.gist.block, *shape.gist.entries))
     ends = np.cumsum(per * shape.counts())
     return [
         Rows(*(x[:, :, end - size : end] for x in rows))

@@ -56,7 +56,7 @@ def one_level(
 
 def most_rows(shape: BankShape, focus: FocusConfig, mixture: Mixture) -> int:
     """The most rows of a bank that a layout of this module shows."""
-    alone = shape.blocks * shape.gist.slots + max(mixture.recent) * shape.gist.block
+    alone = shape.blocks * shape.gist.entries[0] + max(mixture.recent) * shape.gist.block
     return max(alone, focus.budget)
 
 

@@ -40,7 +40,7 @@ def rows():
 def kind(pools):
     """A model whose gists are made of states or of rows, its GistNet's parameters, and its trees
     as one compiled function of these."""
-    gist = dataclasses.replace(GIST, pools=pools, slots=2 if pools == "rows" else 1)
+    gist = dataclasses.replace(GIST, pools=pools, slots=(2, 4, 2) if pools == "rows" else 1)
     model = dataclasses.replace(MODEL, gist=gist)
     make = jax.jit(lambda p, *read: model.gistnet.apply({"params": p}, *read, method="tree"))
     return model, drawn(model, "gistnet"), make
@@ -50,7 +50,8 @@ def kind(pools):
 def test_every_level_has_one_gist_for_each_node(states, rows, pools):
     model, own, tree = kind(pools)
     gists = tree(own, states, rows)
-    assert [g.shape for g in gists] == [(2, n, model.gist.slots, GIST.width) for n in (8, 4, 2)]
+    counts = zip((8, 4, 2), model.gist.entries, strict=True)
+    assert [g.shape for g in gists] == [(2, n, slots, GIST.width) for n, slots in counts]
 
 
 @pytest.mark.parametrize("pools, what", [("states", "states"), ("rows", "states"), ("rows", "k")])

@@ -113,7 +113,8 @@ def test_what_is_learned_is_kept():
     shape = BankShape(GIST, 4)
     bank, rows, read = read_after(MODEL, params, text, tail)
     looked = attending.most_attention(MODEL.base, params["base"], read, rows, bank.prefix)
-    wanted = np.argsort(-np.asarray(looked).reshape(4, GIST.block, -1), axis=1)[:, : GIST.slots]
+    slots, block = GIST.entries[0], GIST.block
+    wanted = np.argsort(-np.asarray(looked).reshape(4, block, -1), axis=1)[:, :slots]
 
     @jax.jit
     def step(gistnet):
@@ -126,7 +127,7 @@ def test_what_is_learned_is_kept():
     for _ in range(300):
         gistnet = step(gistnet)
     worth = MODEL.gistnet.apply({"params": gistnet}, 1, bank.states, method="worth")
-    chosen = np.argsort(-np.asarray(worth).reshape(4, GIST.block, -1), axis=1)[:, : GIST.slots]
+    chosen = np.argsort(-np.asarray(worth).reshape(4, block, -1), axis=1)[:, :slots]
     hits = np.mean([np.isin(chosen[n, :, h], wanted[n, :, h]).mean()
                     for n in range(4) for h in range(chosen.shape[2])])  # fmt: skip
     assert hits > 0.9
