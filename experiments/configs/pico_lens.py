@@ -46,6 +46,7 @@ def get_config() -> ConfigDict:
             sets=4,
             novel=8,  # blocks of a head that the next head must not want again
             questions=0.25,  # of the rows
+            short=0.25,  # of the rows: the near stretch is all their history
             support=6.0,  # nats that a block is worth which is known to hold an answer
             batch_size=32,
             eval_segments=64,

@@ -94,7 +94,7 @@ def attended(query: jax.Array, keys: jax.Array, live: jax.Array) -> jax.Array:
 
     Args:
       query: [..., P, Q, G, h]. keys: [..., P, T, h], of whole blocks.
-      live: bool [n], the blocks there is a choice of.
+      live: bool [..., n], the blocks there is a choice of.
 
     Returns:
       [..., P, Q, G, n], float32, -inf for the others.

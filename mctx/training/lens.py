@@ -33,6 +33,9 @@ from mctx.training.loop import Phase
 from mctx.training.shown import node_utility
 from mctx.training.sources import Sources, scored, wrapped_from
 
+ABSENT = -1e9  # nats of a block that is not there
+GOLDEN = 0.6180339887498949  # spreads the numbers of rows evenly
+
 
 def phase(config, sources: Sources) -> Phase:
     """See `mctx.training.loop.Phase`; `config` as in experiments/configs/pico_lens.py."""
@@ -45,9 +48,11 @@ def phase(config, sources: Sources) -> Phase:
     def loss(params, frozen, batch, key):
         seen = look(model, shape, config.recent, frozen, batch)
         texts = texts_of(config, len(batch["tokens"]))
-        labels = gated(model, config, frozen, seen, texts, key)
+        there = jnp.arange(candidates) >= batch["first"][:, None]
+        labels = there[:texts] * gated(model, config, frozen, seen, texts, key)
         known = config.get("support", 0.0) * batch["support"][texts:, :candidates]
         logs, scores = _outlook(model, shape, candidates, params, seen)
+        scores = jnp.where(there[:, None], scores, ABSENT)
         goal = _goals(shape, jnp.concatenate([labels, known]), scores, config.novel)
         value = poisson(logs, goal, seen.nodes.valid)
         found = {"recall": recall(scores[texts:, 0], known > 0, config.novel)} if len(known) else {}
@@ -129,15 +134,26 @@ def draw(config, block: int, sources: Sources, step: int, rows) -> dict[str, np.
     size, order = _sizes(config, block), dict(seed=config.train.seed, step=step)
     texts = texts_of(config, config.batch_size)
     asked = np.arange(config.batch_size)[rows]
+    numbers = step * config.batch_size + asked
     of_text = dict(order, batch=texts, rows=asked[asked < texts])
     tokens, distance = _histories(config, size, sources.histories, of_text)
     batch = {"tokens": tokens, "distance": distance, "support": np.zeros(distance.shape, bool)}
     if texts == config.batch_size:
-        return batch
+        return batch | {"first": _begins(config, block, numbers, batch["support"])}
     of_questions = dict(order, batch=config.batch_size - texts, rows=asked[asked >= texts] - texts)
     names = "tokens", "distance", "support"
     more = dict(zip(names, _questions(sources.questions, size, of_questions), strict=True))
-    return {name: np.concatenate([batch[name], more[name]]) for name in names}
+    batch = {name: np.concatenate([batch[name], more[name]]) for name in names}
+    return batch | {"first": _begins(config, block, numbers, batch["support"])}
+
+
+def _begins(config, block: int, rows: np.ndarray, support: np.ndarray) -> np.ndarray:
+    """The block with which each history begins: the first, or, for a share of the rows [B] (by
+    their numbers), the first near one, if nothing before that is asked for. A lens that knew long
+    histories alone would take what stands near for faint in a short one."""
+    far = config.groups * config.far // block
+    short = np.modf(rows * GOLDEN)[0] < config.get("short", 0.0)
+    return np.where(short & ~support[:, :far].any(axis=1), far, 0).astype(np.int32)
 
 
 def held_out(config, block: int, sources: Sources, candidates: int) -> tuple[dict, dict]:
@@ -195,10 +211,9 @@ def look(model: Wrapped, shape: BankShape, recent: int, frozen: dict, batch: dic
     """Reads the histories of a batch."""
     history, tail = jnp.split(batch["tokens"], [shape.blocks * model.gist.block], axis=1)
     rows, states, prefix = read_history(model, frozen, history)
-    query = states[:, :, -model.lens.query :]
-    distance = batch["distance"]
-    nodes = bank_nodes(model, shape, frozen, states, rows, query, distance, recent)
-    return Seen(rows, prefix, tail, query, nodes)
+    of = states, rows, states[:, :, -model.lens.query :], batch["distance"], recent
+    nodes = bank_nodes(model, shape, frozen, *of, batch.get("first", 0))
+    return Seen(rows, prefix, tail, of[2], nodes)
 
 
 def gated(model: Wrapped, config, frozen: dict, seen: Seen, texts: int, key) -> jax.Array:
@@ -212,7 +227,15 @@ def gated(model: Wrapped, config, frozen: dict, seen: Seen, texts: int, key) -> 
 
 
 def bank_nodes(
-    model: Wrapped, shape: BankShape, params, states, rows, query, distance, recent: int
+    model: Wrapped,
+    shape: BankShape,
+    params: dict,
+    states: jax.Array,
+    rows: Rows,
+    query: jax.Array,
+    distance: jax.Array,
+    recent: int,
+    first: jax.Array | int = 0,
 ) -> Nodes:
     """Every node of a bank; an LOD0 node is described by its LOD1 twin.
 
@@ -223,23 +246,26 @@ def bank_nodes(
       query: [L + 1, B, Q, D], states of the last tokens.
       distance: [B, blocks] between each block and the history's end.
       recent: blocks at the end that are always shown as tokens.
+      first: [B], the block with which each history begins; what is before it is not there.
     """
     gists = complete_gists(model, params, *jax.lax.stop_gradient((states, rows)))
     flat = [seen(g) for g in [gists[0], *gists]]  # [B, n, W] each
     last = shape.node_block + shape.spans[shape.node_level] - 1
     expandable = (shape.node_level > 0) & (last < shape.blocks - recent)
     b = states.shape[1]
+    there = shape.node_block >= jnp.broadcast_to(first, b)[:, None]
+    looked = query, distance, recent, first
     return Nodes(
         gists=jax.lax.stop_gradient(jnp.concatenate(flat, axis=1)),
         level=jnp.broadcast_to(np.maximum(shape.node_level, 1), (b, len(last))),
         distance=distance[:, last],
-        valid=jnp.broadcast_to(expandable, (b, len(last))),
-        found=found_by_node(model, shape, params["base"], rows.k, query, distance, recent),
+        valid=expandable & there,
+        found=found_by_node(model, shape, params["base"], rows.k, *looked),
     )
 
 
 def found_by_node(
-    model: Wrapped, shape: BankShape, base: dict, keys, query, distance, recent: int
+    model: Wrapped, shape: BankShape, base: dict, keys, query, distance, recent: int, first=0
 ) -> jax.Array:
     """What the lens's finders say of every node, the best beneath it: [B, N, F].
 
@@ -249,8 +275,11 @@ def found_by_node(
     if not model.lens.finders:
         return nothing_found(model, (query.shape[1], len(shape.node_level)))
     tokens = keys[:, :, : shape.blocks * model.gist.block]
-    live = jnp.arange(shape.blocks) < shape.blocks - recent
-    times = (distance[:, 0] + 1 - distance[:, -1]) / shape.blocks
+    block, first = jnp.arange(shape.blocks), jnp.broadcast_to(first, len(distance))
+    live = (block >= first[:, None]) & (block < shape.blocks - recent)
+    begun = jnp.take_along_axis(distance, first[:, None], axis=1)[:, 0]
+    times = (begun + 1 - distance[:, -1]) / (shape.blocks - first)
+    live = live[:, None, None, None]  # of every finder's queries
     found = found_in(model, base, query, tokens, live, times)  # [B, blocks, F]
     return jax.lax.stop_gradient(
         jax.vmap(functools.partial(node_utility, shape), in_axes=-1, out_axes=-1)(found)

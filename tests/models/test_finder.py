@@ -145,6 +145,25 @@ def test_a_node_is_told_the_best_beneath_it_and_recent_blocks_are_not_found():
     assert (far[..., 1].max(axis=1) == 1).all()
 
 
+def test_what_is_before_a_history_begins_is_not_looked_at():
+    shape = BankShape(MODEL.gist, 8)
+    rng = np.random.default_rng(0)
+    keys = jnp.asarray(rng.normal(size=(2, 2, 8 * BLOCK, 1, 8)), jnp.float32)
+    states = jnp.asarray(rng.normal(size=(3, 2, LENS.query, tiny.BASE.d_model)), jnp.float32)
+    away = jnp.broadcast_to(jnp.arange(8)[::-1] * 5, (2, 8))
+    of, base = (keys, states, away), tiny.params()["base"]
+    by_node = jax.jit(lambda *x: found_by_node(MODEL, shape, *x[:-1], recent=2, first=x[-1]))
+    found = by_node(base, *of, np.array([0, 4]))
+    np.testing.assert_allclose(found[0], by_node(base, *of, np.array([0, 0]))[0], atol=1e-6)
+    kinds = np.asarray(found[1, :8]).reshape(8, -1, KINDS)
+    assert not kinds[:4].any() and kinds[4:6, :, 2].all()
+    near = keys[:, 1:, 4 * BLOCK :], states[:, 1:], away[1:, 4:]
+    alone = jax.jit(
+        lambda *x: found_by_node(MODEL, BankShape(MODEL.gist, 4), *x, recent=2)
+    )(base, *near)
+    np.testing.assert_allclose(found[1, 4:8], alone[0, :4], atol=1e-6)
+
+
 def test_a_history_over_and_over_is_diluted():
     query, keys = drawn(6, 3)
     keys = keys.at[:, :BLOCK].mul(3)

@@ -15,7 +15,7 @@ from data.questions import Questions
 from experiments.entry import load_config
 from mctx.errors import UserError
 from mctx.focus.bank import BankShape
-from mctx.training.lens import _goals, captured, poisson, recall, texts_of
+from mctx.training.lens import _goals, captured, look, poisson, recall, texts_of
 from mctx.training.loop import TrainSettings
 from mctx.training.sources import Sources
 from mctx.training.step import State, make_optimizer, make_step
@@ -201,6 +201,28 @@ def test_the_last_rows_of_a_batch_are_questions():
     assert all(jnp.abs(state.params[name]["kernel"]).max() > 0 for name in ("found", "told"))
     found = phase.evaluate(state.params, phase.frozen)
     assert 0 <= found["recall_lens"] <= 1 and 0 <= found["recall_recency"] <= 1
+
+
+def test_a_history_that_begins_near_is_all_that_is_seen():
+    phase, state, _ = compiled("lens")
+    config = shrunk("lens")
+    far = config.groups * config.far // GIST.block
+    batch = phase.batch(0, slice(0, 4))
+    some = batch["first"] > 0
+    assert set(batch["first"]) == {0, far} and not batch["support"][some, :far].any()
+    shape = BankShape(GIST, batch["distance"].shape[1])
+    other = batch["tokens"].copy()
+    other[:, : far * GIST.block] = (other[:, : far * GIST.block] + 1) % tiny.BASE.vocab_size
+
+    @jax.jit
+    def scores(batch):
+        seen = look(MODEL, shape, config.recent, phase.frozen, batch)
+        logs = MODEL.lensnet.apply({"params": state.params}, seen.query, seen.nodes)
+        return jnp.where(seen.nodes.valid[:, None, :, None], logs, 0.0)
+
+    one, two = (np.asarray(scores(batch | {"tokens": x})) for x in (batch["tokens"], other))
+    np.testing.assert_allclose(one[some], two[some], atol=1e-5)
+    assert np.abs(one[~some] - two[~some]).max() > 1e-3
 
 
 def test_a_share_of_questions_must_be_whole_rows():
