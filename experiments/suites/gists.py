@@ -1,7 +1,7 @@
 """What gists alone recover of a history: right behind it, and far behind recent tokens.
 
 Beside the levels of a GistNet: gists of another text, as many rows that nobody trained (those of
-every n-th token, the means of n, and of every block those that a repetition of the text looks at
+every n-th token, the means of n, and of every node those that a repetition of the text looks at
 most, as KVzip keeps them, Kim et al. 2025, arXiv:2505.23416; or, a bound, the continuation itself),
 and a coarse level in place of silence for what lies far.
 """
@@ -80,7 +80,7 @@ def measure(
         strange = behind(another, (shape.node_level == 1)[None])
         rows = Rows(*(x[:, :, : protocol.history] for x in bank.rows))
         looked = [looks(model, params, bank, rows, text) for text in (history, tail[:, :-1])]
-        few = untrained(rows, looked, protocol, model.gist.block)
+        few = untrained(rows, looked, {n: chosen_among(model, n) for n in protocol.ratios})
         fewer = [plain_nll(params, bank.prefix, some, tail) for some in few]
         return jnp.concatenate([nll, strange, *fewer], axis=1)
 
@@ -151,18 +151,25 @@ def looks(model: Wrapped, params: dict, bank: Bank, rows: Rows, text: jax.Array)
     return functools.reduce(jnp.maximum, map(piece, pieces))
 
 
-def untrained(
-    rows: Rows, looked: list[jax.Array], protocol: Protocol, block: int
-) -> list[Rows]:
+def chosen_among(model: Wrapped, n: int) -> int:
+    """Among how many tokens rows are chosen where an entry stands for n: as many as under a node of
+    the level that has an entry for n, or under a block."""
+    spans = [model.gist.span(level) for level in range(1, model.gist.levels + 1)]
+    alike = [span for span, few in zip(spans, model.gist.entries, strict=True) if span == n * few]
+    return max([model.gist.block, n, *alike])
+
+
+def untrained(rows: Rows, looked: list[jax.Array], among: dict[int, int]) -> list[Rows]:
     """By ratio n, what stands for n tokens, in the order of `PLAIN`: rows [L, B, T, K, H].
 
-    looked: attention [B, T, L, K] of a repetition, and of what follows.
+    looked: attention [B, T, L, K] of a repetition, and of what follows. among: by ratio, how many
+    tokens are chosen among at once.
     """
     some = []
-    for n in protocol.ratios:
+    for n, of in among.items():
         by = Rows(*(x.reshape(*x.shape[:2], -1, n, *x.shape[3:]) for x in rows))
         some += [Rows(*(x[:, :, :, -1] for x in by)), Rows(*(x.mean(axis=3) for x in by))]
-        some += [most_looked_at(rows, worth, max(block, n), max(block, n) // n) for worth in looked]
+        some += [most_looked_at(rows, worth, of, of // n) for worth in looked]
     return some
 
 
@@ -222,8 +229,9 @@ def far(opened, segments, seed, protocol: Protocol = FAR) -> dict[str, list[dict
 
 
 UNTRAINED = (
-    "*1 in* n: as many rows, untrained: of every n-th token, of n in the mean, those of a block "
-    "that a repetition of the text looks at most, or the continuation does, by layer and head. "
+    "*1 in* n: as many rows, untrained: of every n-th token, of n in the mean, those that a "
+    "repetition of the text looks at most, or the continuation does, by layer and head, chosen "
+    "among as many tokens as gists of as many entries choose among. "
     "*Of another text*: gists of a segment of another package or author, where there is one, which "
     "should be worse than none."
 )
