@@ -9,6 +9,7 @@
 base         NLL of the base by position, and behind a quarter of its window and behind all of it
 gists        what gists alone recover of 512 tokens, level by level; blocks told again from theirs
 gists_far    what gists of 1,536 tokens recover behind the recent 512
+choices      what rows of tokens recover, by how many they are chosen among
 lens         what 2, 4, 8 or 16 blocks of 48 recover, chosen by the lens and by others
 labels       labels and the lens against exact worths of single blocks; calibration
 robustness   what a lens recovers under noise, strange gists and look-alikes
@@ -21,12 +22,12 @@ kv           key–value pairs by position
 edits        a document is replaced, and the answer must change
 descent      what opening level by level misses of what scoring all blocks would choose
 
-The first seven take segments of text, as many packages or authors as there are, and intervals are
+The first eight take segments of text, as many packages or authors as there are, and intervals are
 over these; base, gists and lens are run, where the checkpoint has their parts, if none is named.
 The others put every method of `experiments.methods` behind the same histories, at equal budget.
 Each writes DIR/eval/NAME.json, or NAME-LABEL.json, with all that is needed to make it again; gists
 also gists-again, lens also lens-gap. Records are kept beside them, in NAME.jsonl one for every
-sample and method, in segments.jsonl one for every text and suite of the first seven: an interrupted
+sample and method, in segments.jsonl one for every text and suite of the first eight: an interrupted
 run, run again, goes on behind them.
 The text is, unless given, packages of this Python that the checkpoint was never trained on.
 --smoke takes few samples of each, to see that all works.
@@ -47,6 +48,7 @@ from experiments.suites import (
     Asking,
     Suite,
     base,
+    choices,
     descent,
     distractors,
     edits,
@@ -74,6 +76,7 @@ SUITES: dict[str, Suite] = {
     "base": base.SUITE,
     "gists": gists.SUITE,
     "gists_far": gists.FAR_SUITE,
+    "choices": choices.SUITE,
     "lens": lens.SUITE,
     "labels": labels.SUITE,
     "robustness": robustness.SUITE,
@@ -107,7 +110,7 @@ def flags() -> argparse.ArgumentParser:
     add("--step", type=step, default="latest", help="a number, or latest")
     add("--lora", action="store_true", help="apply the checkpoint's LoRA")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--corpus", type=Path, help="a folder made by data.corpus (first seven)")
+    source.add_argument("--corpus", type=Path, help="a folder made by data.corpus (first eight)")
     source.add_argument(
         "--input", nargs="+", metavar="SOURCE",
         help="file, folder, package:NAME, hf:NAME or held-out",

@@ -20,7 +20,7 @@ from experiments.suites import Suite
 from experiments.suites.masks import masked_nll
 from experiments.suites.rows import in_batches, nll_row, recovered_rows, spread
 from experiments.suites.segments import Segments
-from mctx.focus.bank import Bank, BankShape, make_bank, plain_context
+from mctx.focus.bank import BankShape, make_bank, plain_context
 from mctx.models.base import Rows, token_hits, token_nll
 from mctx.models.wrapped import Wrapped, gist_rows, read_behind, tail_nll
 from mctx.opened import Opened
@@ -79,7 +79,8 @@ def measure(
         nll = behind(bank, shown)
         strange = behind(another, (shape.node_level == 1)[None])
         rows = Rows(*(x[:, :, : protocol.history] for x in bank.rows))
-        looked = [looks(model, params, bank, rows, text) for text in (history, tail[:, :-1])]
+        texts = history, tail[:, :-1]
+        looked = [looks(model, params, bank.prefix, rows, text) for text in texts]
         few = untrained(rows, looked, {n: chosen_among(model, n) for n in protocol.ratios})
         fewer = [plain_nll(params, bank.prefix, some, tail) for some in few]
         return jnp.concatenate([nll, strange, *fewer], axis=1)
@@ -136,7 +137,7 @@ def far_part(model: Wrapped, protocol: Protocol) -> tuple[int, int]:
     return 0, 0
 
 
-def looks(model: Wrapped, params: dict, bank: Bank, rows: Rows, text: jax.Array) -> jax.Array:
+def looks(model: Wrapped, params: dict, prefix: Rows, rows: Rows, text: jax.Array) -> jax.Array:
     """The most that any token of a text [B, t], read behind rows, attends to each: [B, T, L, K].
 
     In as many pieces as the base's trained window asks for.
@@ -144,8 +145,8 @@ def looks(model: Wrapped, params: dict, bank: Bank, rows: Rows, text: jax.Array)
     room = model.base.window - len(model.base.prefix) - rows.k.shape[2]
 
     def piece(some):
-        said = read_behind(model, params, some, *plain_context(bank.prefix, rows), collect=True)
-        return most_attention(model.base, params["base"], said, rows, bank.prefix)
+        said = read_behind(model, params, some, *plain_context(prefix, rows), collect=True)
+        return most_attention(model.base, params["base"], said, rows, prefix)
 
     pieces = [text[:, at : at + room] for at in range(0, text.shape[1], room)]
     return functools.reduce(jnp.maximum, map(piece, pieces))

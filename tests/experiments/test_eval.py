@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data.text import Document
 from experiments import eval as evaluation
 from experiments.report import load_result
-from experiments.suites import base, gists, rows
+from experiments.suites import base, choices, gists, rows
 from experiments.suites.segments import Segments, cut, document_streams
 from experiments.suites.texts import source_streams
 from mctx.errors import UserError
@@ -173,6 +173,23 @@ def test_most_looked_at_are_the_best_of_each_stretch_in_order(stretches, count, 
         best = np.sort(np.argsort(-mine)[:count]) + stretch * of
         found = kept[layer, 0, stretch * count : (stretch + 1) * count, head, 0]
         np.testing.assert_array_equal(found, best)
+
+
+def test_rows_are_chosen_among_more_and_more_tokens():
+    protocol = gists.Protocol(history=16, tail=8, scored=8, ratios=(4, 1))
+    tokens = np.asarray(tiny.tokens(6, gists.length(tiny.MODEL, protocol)))
+    found = choices.measure(OPENED, segments_of(tokens), 0, protocol, (4, 8, 16))["choices"]
+    value = {(r["view"], r["what"], r["among"]): r["value"] for r in found}
+    wide = [("1 in 4", by, of) for by in choices.BY for of in (4, 8, 16)]
+    assert set(value) == {*wide, *(("1 in 1", *where[1:]) for where in wide)}
+    assert all(value["1 in 1", *where[1:]] == pytest.approx(1, abs=1e-3) for where in wide)
+    told = gists.measure(OPENED, segments_of(tokens), 0, protocol)["gists"]
+    nll = {row["what"]: row["value"] for row in told}
+    room = nll["recent"] - nll["full"]
+    for by, name in zip(choices.BY, gists.PLAIN[2:], strict=True):  # of 4 tokens, as under a block
+        gained = nll["recent"] - nll[f"{name} 1 in 4"]
+        assert value["1 in 4", by, 4] == pytest.approx(gained / room, abs=1e-3)
+    assert len({round(value[where], 6) for where in wide}) == len(wide)
 
 
 def test_only_the_last_tokens_of_a_longer_tail_are_told_of():

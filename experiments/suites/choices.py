@@ -1,0 +1,82 @@
+"""What rows of tokens recover of a history, by how many tokens they are chosen among.
+
+Of every stretch of text as many rows are kept, in each layer and head its own: those that a
+repetition of the text looks at most (KVzip, Kim et al. 2025, arXiv:2505.23416) or, a bound, those
+that the continuation does. What is looked at lies unevenly, so that wide stretches keep better rows
+than narrow ones; it is why a node of a GistNet is as wide as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.statistics import ratio
+from experiments.suites import Suite
+from experiments.suites.gists import NEAR, Protocol, length, looks, most_looked_at
+from experiments.suites.rows import in_batches
+from experiments.suites.segments import Segments
+from experiments.suites.views import View, row
+from mctx.focus.bank import plain_context, read_history
+from mctx.models.base import Rows
+from mctx.models.wrapped import tail_nll
+from mctx.opened import Opened
+
+AMONG = 32, 64, 128, 256, 512
+BY = "repetition", "hindsight"  # whose attention chooses
+GAIN = "of full attention's gain"
+
+
+def measure(
+    opened: Opened,
+    segments: Segments,
+    seed: int,
+    protocol: Protocol = NEAR,
+    among: tuple[int, ...] = AMONG,
+) -> dict[str, list[dict]]:
+    """Segments [n, history + tail + 1] -> rows by ratio (`view`), who chose, and among how many."""
+    model, params = opened.model, opened.params
+    cases = [(by, n, of) for by in BY for n in protocol.ratios for of in among if of >= n]
+
+    @jax.jit
+    def score(params, tokens):
+        history, tail = jnp.split(tokens, [protocol.history], axis=1)
+        rows, _, prefix = read_history(model, params, history)
+
+        def nll(some):
+            each = tail_nll(model, params, tail, *plain_context(prefix, some))
+            return each[:, -protocol.scored :].mean(axis=1)
+
+        texts = dict(zip(BY, (history, tail[:, :-1]), strict=True))
+        looked = {by: looks(model, params, prefix, rows, text) for by, text in texts.items()}
+        none = Rows(*(x[:, :, :0] for x in rows))
+        kept = [most_looked_at(rows, looked[by], of, of // n) for by, n, of in cases]
+        return jnp.stack([nll(some) for some in (none, rows, *kept)], axis=1)
+
+    columns = in_batches(functools.partial(score, params), segments.tokens).T
+    none, full, *each = columns.astype(np.float64)
+    units = segments.units
+    rows = [
+        row(f"1 in {n}", by, GAIN, ratio(none - nll, none - full, units, seed), len(nll), among=of)
+        for (by, n, of), nll in zip(cases, each, strict=True)
+    ]
+    return {"choices": rows}
+
+
+SUITE = Suite(
+    ("base",),
+    length,
+    measure,
+    (
+        "As many rows of a history of 512 tokens, as though they were gists of it: those of every "
+        "so many tokens that a repetition of the text looks at most, or, a bound, the continuation "
+        "does, by layer and head. NLL of the next 128.",
+    ),
+    views={
+        f"1 in {n}": View(f"Recovered by one row in {n}, chosen among", "among", GAIN)
+        for n in NEAR.ratios
+    },
+)
