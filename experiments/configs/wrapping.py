@@ -61,10 +61,10 @@ def kept_width(base: dict) -> int:
 
 
 QKVO = ("q", "k", "v", "o")
-GIST = dict(  # as pico's, which is measured: an entry for 8, 32 and 256 tokens
+GIST = dict(  # as pico's once were: an entry for 8, 32 and 256 tokens, chosen among 32 to 1,024
     fanouts=(32, 4, 8),
     trained=3,
-    slots=4,
+    slots=(4,),
     d_model=192,
     d_ff=384,
     n_layers=2,
