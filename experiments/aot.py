@@ -42,7 +42,7 @@ from mctx.models.base import Rows, count_parameters
 from mctx.models.finder import width
 from mctx.models.wrapped import Wrapped, init_part
 from mctx.runtime import finding, focusing, reading
-from mctx.runtime.assembly import GISTS_AT_ONCE
+from mctx.runtime.assembly import gist_rows_at_once
 from mctx.runtime.config import SessionConfig, focus_configs
 from mctx.runtime.rows import Buffer, Tail, TailRows
 from mctx.training.loop import TrainSettings, abstract_inputs, check_batch_size, jit_step
@@ -221,7 +221,7 @@ def session_programs(model: Wrapped, settings: SessionConfig, mesh: Mesh) -> Ite
     yield program(
         "refocus: allocator", partial(focusing.edit, focus), layouts, scores, of(()), of(())
     )
-    gists = of((GISTS_AT_ONCE, max(gist.entries), gist.width), jnp.float32)
+    gists = of((gist_rows_at_once(gist), 1, gist.width), jnp.float32)
     yield program(
         "refocus: rows of gists", partial(reading.rows_of_gists, model), params, gists
     )

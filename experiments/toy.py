@@ -32,7 +32,8 @@ def config(phase: str, folder: Path) -> ConfigDict:
     sections = {
         "base": dict(vocab_size=1024, d_model=64, n_layers=2, d_ff=128, head_dim=32, n_heads=2)
         | dict(n_kv_heads=1),
-        "gist": dict(width=64, d_model=64, d_ff=128, n_layers=1, fanouts=(32, 4, 4)),
+        "gist": dict(width=64, d_model=64, d_ff=128, n_layers=1, fanouts=(32, 4, 4))
+        | dict(trained=3, slots=(8, 16, 16)),
         "lens": dict(d_model=32, d_ff=64, n_layers=1, finders=((1, 0),)),
     }
     if phase in sections:
@@ -42,6 +43,8 @@ def config(phase: str, folder: Path) -> ConfigDict:
         small.batch_size = 2
     if phase in ("gist", "mof"):
         small.history = 1024
+    if phase == "gist":
+        small.mixture.levels = (0.4, 0.4, 0.2)
     if phase == "lens":
         small.update(near=1024, far=512, groups=1, reach=8192, questions=0.0)
     return train.over_defaults(small)

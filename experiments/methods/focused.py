@@ -15,7 +15,7 @@ from mctx.focus.layout import FocusConfig, Layout, coarsest, minimum_budget
 from mctx.models.base import Rows
 from mctx.models.wrapped import Wrapped
 from mctx.runtime import SessionConfig
-from mctx.runtime.assembly import GISTS_AT_ONCE
+from mctx.runtime.assembly import gist_rows_at_once
 from mctx.runtime.config import focus_configs
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def mean_rows(scorer: Scorer) -> Callable[[int, np.ndarray], Rows]:
         span, slots = spans[level], gist.entries[level - 1]
         found = [_mean(scorer, np.arange(i * span, (i + 1) * span), slots) for i in indices]
         k, v = (np.concatenate(part, axis=1) for part in zip(*found, strict=True))
-        short = (GISTS_AT_ONCE - len(indices)) * slots
+        short = gist_rows_at_once(gist) - len(indices) * slots
         return Rows(*(np.pad(x, ((0, 0), (0, short), (0, 0), (0, 0))) for x in (k, v)))
 
     return rows

@@ -81,7 +81,8 @@ def measure(
         rows = Rows(*(x[:, :, : protocol.history] for x in bank.rows))
         texts = history, tail[:, :-1]
         looked = [looks(model, params, bank.prefix, rows, text) for text in texts]
-        few = untrained(rows, looked, {n: chosen_among(model, n) for n in protocol.ratios})
+        among = {n: chosen_among(model, protocol, n) for n in protocol.ratios}
+        few = untrained(rows, looked, among)
         fewer = [plain_nll(params, bank.prefix, some, tail) for some in few]
         return jnp.concatenate([nll, strange, *fewer], axis=1)
 
@@ -152,11 +153,11 @@ def looks(model: Wrapped, params: dict, prefix: Rows, rows: Rows, text: jax.Arra
     return functools.reduce(jnp.maximum, map(piece, pieces))
 
 
-def chosen_among(model: Wrapped, n: int) -> int:
+def chosen_among(model: Wrapped, protocol: Protocol, n: int) -> int:
     """Among how many tokens rows are chosen where an entry stands for n: as many as under a node of
-    the level that has an entry for n, or under a block."""
-    spans = [model.gist.span(level) for level in range(1, model.gist.levels + 1)]
-    alike = [span for span, few in zip(spans, model.gist.entries, strict=True) if span == n * few]
+    the level that has an entry for n and tiles the history, or under a block."""
+    spans = {level: model.gist.span(level) for level in whole_levels(model, protocol.history)}
+    alike = [span for level, span in spans.items() if span == n * model.gist.entries[level - 1]]
     return max([model.gist.block, n, *alike])
 
 

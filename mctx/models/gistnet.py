@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mctx.errors import UserError
-from mctx.levels import for_each_level
+from mctx.levels import slots_by_level
 from mctx.models.base import BaseConfig, Rows
 from mctx.models.blocks import AllLayers, CrossAttention, FeedForward, LayerMix
 
@@ -67,11 +67,13 @@ class GistConfig:
     def __post_init__(self):
         if self.pools not in POOLS:
             raise UserError(f"gists are made of {' or '.join(POOLS)}, not of '{self.pools}'.")
+        if len(set(self.entries)) == 1:  # one way to say one thing
+            object.__setattr__(self, "slots", self.entries[0])
         for level, (slots, rows) in enumerate(zip(self.entries, self.children, strict=True), 1):
-            if self.keeps and slots > rows:
+            if slots > rows:
                 raise UserError(
-                    f"{slots} slots cannot keep different rows of the {rows} beneath a gist of "
-                    f"level {level}: set its slots to {rows} at most, or pools='states'."
+                    f"{slots} slots are more than the {rows} rows beneath a gist of level {level}: "
+                    f"set its slots to {rows} at most."
                 )
         if self.keeps and self.inject != "kv":
             raise UserError(
@@ -95,7 +97,7 @@ class GistConfig:
     @property
     def entries(self) -> tuple[int, ...]:
         """Of a gist, by level from 1: its slots."""
-        return for_each_level(self.slots, self.levels, "slots")
+        return slots_by_level(self.slots, self.levels)
 
     @property
     def children(self) -> tuple[int, ...]:
@@ -109,7 +111,7 @@ class GistConfig:
         return math.prod(self.fanouts[: max(level, 1)])
 
     def to_dict(self) -> dict:
-        return dataclasses.asdict(self) | {"slots": self.entries}
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> GistConfig:

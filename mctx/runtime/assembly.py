@@ -11,6 +11,7 @@ import numpy as np
 
 from mctx.focus.layout import FocusConfig, Layout
 from mctx.models.base import Rows
+from mctx.models.gistnet import GistConfig
 from mctx.models.wrapped import Wrapped
 from mctx.runtime import buffer as slots
 from mctx.runtime import reading
@@ -21,21 +22,27 @@ from mctx.runtime.storeys import Pair
 from mctx.tree.store import Tree
 
 BLOCKS_AT_ONCE = 4  # of rows written by one call of fixed shape
-GISTS_AT_ONCE = 32
+GIST_ROWS_AT_ONCE = 64  # or as many as the largest gist has
 MOVES_AT_ONCE = 64
 NOTHING: Mapping[int, Pair] = MappingProxyType({})
 
 
-GistRows = Callable[[int, np.ndarray], Rows]  # level, indices [m] -> [L, GISTS_AT_ONCE·slots, …]
+GistRows = Callable[[int, np.ndarray], Rows]  # level, indices [m] -> [L, `gist_rows_at_once`, …]
+
+
+def gist_rows_at_once(gist: GistConfig) -> int:
+    """Rows that one call makes and writes, of whatever level: whole gists of each."""
+    return max(gist.entries) * -(-GIST_ROWS_AT_ONCE // max(gist.entries))
 
 
 def trained_rows(model: Wrapped, params: dict, tree: Tree) -> GistRows:
-    """What the base reads for the gists in a tree: the rows of up to `GISTS_AT_ONCE` nodes."""
+    """What the base reads for the gists in a tree, and as many rows more as a call makes."""
+    most = gist_rows_at_once(model.gist)
 
     def rows(level: int, indices: np.ndarray) -> Rows:
-        gists = tree.gather(level, indices)
-        gists = np.pad(gists, ((0, GISTS_AT_ONCE - len(indices)), (0, 0), (0, 0)))
-        return reading.rows_of_gists(model, params, gists)
+        slots = tree.gather(level, indices).reshape(-1, 1, model.gist.width)  # each for itself
+        slots = np.pad(slots, ((0, most - len(slots)), (0, 0), (0, 0)))
+        return reading.rows_of_gists(model, params, slots)
 
     return rows
 
@@ -264,14 +271,15 @@ class Assembly:
             self._write_decoded(head, plan.new_row[kept], *(x[kept] for x in parts), decoded)
 
     def _write_gists(self, head, to, level, index, offset, kept):
+        most = gist_rows_at_once(self._model.gist)
         for one in np.unique(level):
             per = self._model.gist.entries[one - 1]
             nodes = np.unique(index[level == one])
-            for at in range(0, len(nodes), GISTS_AT_ONCE):
-                piece = nodes[at : at + GISTS_AT_ONCE]
+            for at in range(0, len(nodes), most // per):
+                piece = nodes[at : at + most // per]
                 rows = self._gist_rows(int(one), piece)
                 here = (level == one) & np.isin(index, piece)
-                target = np.full(GISTS_AT_ONCE * per, len(self._keys[head]), np.int64)
+                target = np.full(most, len(self._keys[head]), np.int64)
                 target[np.searchsorted(piece, index[here]) * per + offset[here]] = to[here]
                 self._lanes.write(self._first + head, target, rows)
 

@@ -17,7 +17,7 @@ from mctx.models.base import BaseConfig, Read, Rows, rotated
 from mctx.models.finder import queries_of
 from mctx.models.wrapped import Wrapped, read_behind
 
-NEAR = 1024  # tokens, the last of a history, whose rows are chosen among
+NEAR = 1024  # tokens, the last of a history, whose rows are chosen among; or one node
 
 
 def choice(

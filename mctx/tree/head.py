@@ -21,7 +21,7 @@ import numpy as np
 import tensorstore as ts
 
 from mctx.errors import UserError
-from mctx.levels import for_each_level
+from mctx.levels import slots_by_level
 from mctx.tree.documents import Documents
 from mctx.tree.extents import Extents, common, count
 
@@ -71,18 +71,11 @@ class TreeSpec:
         object.__setattr__(self, "fanouts", tuple(int(fanout) for fanout in self.fanouts))
         if not self.fanouts or min(self.fanouts) < 2:
             raise TreeError(f"Fanouts must be two or more at every level, not {self.fanouts}.")
-        object.__setattr__(self, "slots", for_each_level(self.slots, self.levels, "slots"))
-        if min(*self.slots, self.gist_width, self.vocab_size) < 1:
+        object.__setattr__(self, "slots", slots_by_level(self.slots, self.levels))
+        if min(self.gist_width, self.vocab_size) < 1:
             raise TreeError(
-                "A tree needs slots, gist_width and vocab_size of at least 1, not "
-                f"{self.slots}, {self.gist_width} and {self.vocab_size}."
-            )
-        # What is held in memory is held in pieces of the fewest slots, in pages of a power of two.
-        if any(each % min(self.slots) or (each // min(self.slots)).bit_count() > 1
-               for each in self.slots):  # fmt: skip
-            raise TreeError(
-                f"The slots of a tree's levels must be 1, 2, 4, 8, … times the fewest of them, not "
-                f"{self.slots}."
+                "A tree needs gist_width and vocab_size of at least 1, not "
+                f"{self.gist_width} and {self.vocab_size}."
             )
 
     @property

@@ -19,7 +19,7 @@ from mctx.tree.extents import DEAD, Extents
 from mctx.tree.head import Head
 from mctx.tree.pages import ABSENT, Bits, Eighths, Pages
 
-PAGE_BYTES = 2**12  # of rows as stored: 32 of width 64, a family of siblings
+PAGE_BYTES = 2**12  # of rows as stored: 32 of width 64, a family of siblings; of larger, one
 # Read at once by the background. Fewer bytes under way leave the disk idle, and so do as many in
 # larger pieces; smaller pieces cost more processor time.
 LOAD_BYTES = 2**22
@@ -243,7 +243,7 @@ def _cut(piece: _Piece, size: int, step: int, file: int, chunk: int) -> list[_Pi
     Args:
       size: rows of a page. file, chunk: rows of them.
     """
-    last = (file > step * size) & (piece.pages * size % file >= file - chunk)
+    last = (file > step * size) & ((piece.pages * size + size - 1) % file >= file - chunk)
     cuts = (np.diff(piece.pages // step) != 0) | (last[1:] != last[:-1])
     parts = np.split(piece.pages, 1 + np.flatnonzero(cuts))
     return [piece._replace(pages=pages) for pages in parts]

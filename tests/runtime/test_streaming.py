@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from mctx.opened import fingerprint
 from mctx.runtime import finding
+from tests import tiny
 from tests.runtime import small, test_finding
 from tests.runtime.small import (
     BLOCK,
@@ -85,6 +87,27 @@ def test_no_program_is_compiled_twice_for_the_same_shapes(of, config, monkeypatc
         made.generate(tokens=9 * BLOCK)
     assert {0, 1, 2} <= levels and made.cache.windows_read > 0
     assert counts.total() > 20
+    assert not [one for one, count in counts.items() if count > 1]
+
+
+def test_one_program_makes_the_rows_of_gists_whatever_their_slots():
+    gist = dataclasses.replace(MODEL.gist, slots=(2, 4, 2, 1))
+    model = dataclasses.replace(MODEL, gist=gist)
+    drawn = jax.device_put(tiny.drawn(model, "gistnet"), jax.devices()[0])
+    params = small.opened().params | {"gistnet": drawn}
+    opened = small.opened()._replace(model=model, params=params, fingerprint=fingerprint(params))
+    shown = set()
+
+    def watch(made, _):
+        live = np.asarray(made.shown.shown)
+        shown.update(np.asarray(made.shown.level)[live].tolist())
+
+    made = small.Session(opened, small.place(), CONFIG, on_refocus=watch)
+    with compiled() as counts:
+        made.predict(text(gist.span(3) + 4 * WINDOW, seed=9))
+    assert {1, 2} <= shown  # of two and of four slots
+    for name in "rows_of_gists", "write_rows":
+        assert len([one for one in counts if f"jit({name})" in one]) == 1
     assert not [one for one, count in counts.items() if count > 1]
 
 

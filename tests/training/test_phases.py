@@ -30,7 +30,7 @@ FOCUS = {"sink": 1, "recent": 1, "budget": 24, "capacity": 16, "max_edits": 16}
 SMALL = {  # what the shipped configs are shrunk to; all else is as shipped
     "base": {"base": tiny.BASE.to_dict() | {"window": 16}, "eval_batch": 2},
     "gist": {
-        "gist": GIST.to_dict(),
+        "gist": GIST.to_dict() | {"slots": (2,)},
         "history": 32,
         "tail": 8,
         "blocks": 2,
