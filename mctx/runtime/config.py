@@ -23,7 +23,8 @@ class SessionConfig:
     """Entries are rows that the base reads.
 
     Attributes:
-      budget: entries of all running heads together; each gets an equal share.
+      budget: entries of all running heads together; each gets an equal share, which must hold the
+        sinks, the recent blocks, and the coarsest gists between (`layout.minimum_budget`).
       heads: working contexts; top: how many of them the base runs on.
       router: 'static', 'utility' or 'learned'; merger: 'learned' or 'average'.
       sink, recent: blocks always shown; every: blocks between refocuses.
