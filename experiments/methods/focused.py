@@ -43,8 +43,8 @@ def tokens_config(model: Wrapped, protocol: Protocol) -> SessionConfig:
 def gists_config(model: Wrapped, protocol: Protocol) -> SessionConfig:
     """Blocks chosen as tokens; every node of a trained level that is not opened is shown.
 
-    Without sinks: every reading has its prefix, and a first block shown as tokens would need gists of
-    every level beside it, a third of 512 entries.
+    Without sinks: every reading has its prefix, and a first block shown as tokens would need gists
+    of every level beside it, a third of 512 entries.
     """
     return dataclasses.replace(tokens_config(model, protocol), show=(), sink=0)
 
