@@ -123,12 +123,16 @@ def test_no_method_shows_more_than_the_budget_whatever_it_is(budget):
     assert spent["recent"] == spent["sinks+recent"] == [budget]
 
 
+GISTS = "mean-pooled gists", "uniform", "lens+gists"  # of which the prefix is the only sink
+
+
 def test_sinks_and_recent_blocks_are_counted_and_shown_alike():
     for name in EVERY:
         if METHODS[name].stand.__module__.endswith("plain"):
             continue
         shown = set(shared().layout(name, tail(), SUPPORT))
-        assert {0, 12, 13} <= shown, name
+        sinks = set() if name in GISTS else {0}
+        assert {12, 13} | sinks <= shown, name
 
 
 @pytest.mark.parametrize("name", [n for n in EVERY if n != "handed"])
