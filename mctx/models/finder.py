@@ -168,7 +168,8 @@ def found_in(
 
     Args:
       base: its parameters. states: [L + 1, ..., T', D], of the last tokens.
-      keys: [L, ..., T, K, h], unrotated, of whole blocks. live: bool [n].
+      keys: [L, ..., T, K, h], unrotated, of whole blocks.
+      live: bool [n], or [..., 1, 1, 1, n] where it differs; see `attended`.
       times: [...], see `diluted`; None for a history that is what it is.
     """
     return found_among(model, base, states, kept(model.lens, keys), live, times)

@@ -134,16 +134,16 @@ def draw(config, block: int, sources: Sources, step: int, rows) -> dict[str, np.
     size, order = _sizes(config, block), dict(seed=config.train.seed, step=step)
     texts = texts_of(config, config.batch_size)
     asked = np.arange(config.batch_size)[rows]
-    numbers = step * config.batch_size + asked
     of_text = dict(order, batch=texts, rows=asked[asked < texts])
     tokens, distance = _histories(config, size, sources.histories, of_text)
     batch = {"tokens": tokens, "distance": distance, "support": np.zeros(distance.shape, bool)}
-    if texts == config.batch_size:
-        return batch | {"first": _begins(config, block, numbers, batch["support"])}
-    of_questions = dict(order, batch=config.batch_size - texts, rows=asked[asked >= texts] - texts)
-    names = "tokens", "distance", "support"
-    more = dict(zip(names, _questions(sources.questions, size, of_questions), strict=True))
-    batch = {name: np.concatenate([batch[name], more[name]]) for name in names}
+    if texts < config.batch_size:
+        rest = config.batch_size - texts
+        of_questions = dict(order, batch=rest, rows=asked[asked >= texts] - texts)
+        more = _questions(sources.questions, size, of_questions)
+        pairs = zip(batch.items(), more, strict=True)
+        batch = {name: np.concatenate([text, question]) for (name, text), question in pairs}
+    numbers = step * config.batch_size + asked
     return batch | {"first": _begins(config, block, numbers, batch["support"])}
 
 
@@ -211,9 +211,9 @@ def look(model: Wrapped, shape: BankShape, recent: int, frozen: dict, batch: dic
     """Reads the histories of a batch."""
     history, tail = jnp.split(batch["tokens"], [shape.blocks * model.gist.block], axis=1)
     rows, states, prefix = read_history(model, frozen, history)
-    of = states, rows, states[:, :, -model.lens.query :], batch["distance"], recent
-    nodes = bank_nodes(model, shape, frozen, *of, batch.get("first", 0))
-    return Seen(rows, prefix, tail, of[2], nodes)
+    query, first = states[:, :, -model.lens.query :], batch.get("first", 0)
+    of = states, rows, query, batch["distance"], recent, first
+    return Seen(rows, prefix, tail, query, bank_nodes(model, shape, frozen, *of))
 
 
 def gated(model: Wrapped, config, frozen: dict, seen: Seen, texts: int, key) -> jax.Array:
