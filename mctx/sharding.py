@@ -138,6 +138,17 @@ def beside(arrays: Any) -> Sharding:
     return NamedSharding(where.mesh, PartitionSpec()) if isinstance(where, NamedSharding) else where
 
 
+def to_host(x: jax.Array) -> jax.Array:
+    """An array on its way from a device to the host, for NumPy to have without another copy.
+
+    It comes into page-locked memory. Into any other, what is large comes slowly: on an H200 1.4 GB
+    a second, where this way it is 30.
+    """
+    if next(iter(x.sharding.device_set)).platform == "cpu":
+        return x
+    return jax.device_put(x, x.sharding.with_memory_kind("pinned_host"))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis of a batch is split over 'data' and 'fsdp'."""
     return NamedSharding(mesh, PartitionSpec(BATCH))

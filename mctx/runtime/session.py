@@ -183,8 +183,10 @@ class Session:
 
     @property
     def rows_wanted(self) -> int | None:
-        """Of how many tokens that are ingested rows will be held; finders want keys of all."""
-        return None if self.finding else self.cache.room * self.model.gist.block
+        """Of how many tokens that are ingested rows are kept: no more than can be held, or shown,
+        for the rest is seldom asked for and read again in no time. Finders want keys of all."""
+        held = self.cache.room * self.model.gist.block
+        return None if self.finding else min(held, self.config.heads * self.focus.budget)
 
     def put(self, blocks: Blocks) -> None:
         """What ingest made of blocks goes where it will be asked for."""

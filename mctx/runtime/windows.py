@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -36,16 +38,14 @@ class Reading:
     def pair(self, address: Address) -> tuple[jax.Array, jax.Array]:
         """Keys and values of one block, [L, K_1, K, H] each, on the device."""
         window, block = self.places[address]
-        pieces = list(zip(*(x.pieces for x in self._rows), strict=True))
-        while window >= len(pieces[0][0]):
-            window -= len(pieces.pop(0)[0])
-        return _of_place(*pieces[0], np.int32(window), np.int32(block))
+        (k, at), (v, _) = (_piece_with(window, x.pieces) for x in self._rows)
+        return _of_place(k, v, at, np.int32(block))
 
     def found(self) -> list[Found]:
         """All blocks, on the host, in arrays of their own: a view would keep alive all that was
         read with it. What was made on the device is let go."""
         k, v = (np.asarray(x) for x in self._rows)
-        self._rows = Rows(*(Later.of([x]) for x in (k, v)))
+        self._rows = Rows(*(Later(functools.partial(np.asarray, x), [x]) for x in (k, v)))
         return [Found(at, k[where].copy(), v[where].copy()) for at, where in self.places.items()]
 
 
@@ -92,10 +92,13 @@ class Windows:
             return np.zeros(shape, np.float32)
         start, stop, window = self._places(last)
         _, states, _ = self._reader.full_windows(self._tokens(start, stop).reshape(-1))
-        states = np.asarray(states)  # [n, L + 1, window, D]
-        offset = last * block - start[window]
-        parts = [states[w, :, at : at + block] for w, at in zip(window, offset, strict=True)]
-        return np.concatenate([np.zeros(shape, np.float32), *parts], axis=1)[:, -want:]
+        # These blocks alone come to the host: states are the most that is made of a window.
+        parts = [
+            _states_of(*_piece_with(w, states.pieces), np.int32(at), block)
+            for w, at in zip(window, last * block - start[window], strict=True)
+        ]
+        parts = [np.zeros(shape, np.float32), *jax.device_get(parts)]
+        return np.concatenate(parts, axis=1)[:, -want:]
 
     def last(self, blocks: int, want: int) -> np.ndarray:
         """The blocks that hold the last `want` live tokens before a block's border, rising."""
@@ -117,6 +120,21 @@ class Windows:
         tokens = np.zeros((*within.shape, self._block), np.int32)
         tokens[there] = self._tree.token_blocks(within[there])
         return tokens.reshape(len(start), self._size)
+
+
+def _piece_with(window: int, pieces: Sequence[jax.Array]) -> tuple[jax.Array, np.int32]:
+    """The piece that holds a window, which is counted through all of them, and where."""
+    for piece in pieces:
+        if window < len(piece):
+            return piece, np.int32(window)
+        window -= len(piece)
+    raise IndexError(f"{window} windows more than there are")
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _states_of(states: jax.Array, window, first, count: int) -> jax.Array:
+    """[n, L + 1, window, D] -> [L + 1, count, D], those of the window's tokens from `first` on."""
+    return jax.lax.dynamic_slice_in_dim(states[window], first, count, axis=1)
 
 
 @jax.jit

@@ -122,7 +122,7 @@ def ascend(reader, draft: Draft, runs: Iterable[Run]) -> None:
         some = alive.any(axis=1)
         chosen = np.take_along_axis(children, stand_ins(alive), axis=1)[some]
         made = reader.pool(level, draft.gather(level - 1, chosen.reshape(-1)))
-        gists = np.zeros((len(nodes), *made.shape[1:]), np.float32)
+        gists = np.zeros((len(nodes), *made.shape[1:]), made.dtype)
         gists[some] = made
         new_run = (np.diff(nodes) != 1) | (some[1:] != some[:-1])
         for part in np.split(np.arange(len(nodes)), 1 + np.flatnonzero(new_run)):

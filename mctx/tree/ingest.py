@@ -10,6 +10,7 @@ up to its end (design: law 8).
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -21,13 +22,19 @@ from mctx.flops import Count
 from mctx.models.attention import NEGATIVE
 from mctx.models.base import Context, Rows
 from mctx.models.wrapped import Wrapped, prefix_rows, read, read_windows
-from mctx.sharding import beside
+from mctx.sharding import beside, to_host
 from mctx.tree import editing
 from mctx.tree.documents import Span
 from mctx.tree.store import Tree, TreeSpec
 from mctx.tree.window import OpenWindow
 
 BATCH = 4  # windows, and groups of siblings, per call of fixed shape
+# Windows whose gists are stored at once. Gists of gists are made of what is on the host, and wait
+# until the device has read all that it was asked to: seldom enough to cost little.
+AT_ONCE = 8 * BATCH
+AHEAD = 2  # so many such stretches are being read while what was made of one is stored
+
+STORED_TYPE = jnp.bfloat16  # of gists: what is rounded on the device is half as much to bring
 
 
 class Later:
@@ -41,13 +48,19 @@ class Later:
         self._made, self.pieces = made, pieces
 
     @classmethod
-    def of(cls, pieces: Sequence[jax.Array]) -> Later:
-        """Of pieces that are joined along their first axis."""
-        one = len(pieces) == 1
-        return cls(lambda: np.asarray(pieces[0]) if one else np.concatenate(pieces), pieces)
+    def of(cls, pieces: Sequence[jax.Array], now: bool = True) -> Later:
+        """Of pieces that are joined along their first axis, and set out for the host `now`, or
+        when they are asked for."""
+        coming = [to_host(piece) for piece in pieces] if now else None
+        return cls(lambda: _end_to_end(coming or map(to_host, pieces)), pieces)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.asarray(self._made(), dtype)
+
+
+def _end_to_end(pieces):
+    there = [np.asarray(piece) for piece in pieces]
+    return there[0] if len(there) == 1 else np.concatenate(there)
 
 
 class Blocks(NamedTuple):
@@ -92,7 +105,6 @@ class Reader:
         self.prefix = jax.jit(functools.partial(prefix_rows, model))(params)  # [L, 1, P, K, H]
         self.where = beside(self.prefix)
         self._full = jax.jit(functools.partial(_read_full, model))
-        self._gists = jax.jit(functools.partial(_gists_of_windows, model))
         self._grow = jax.jit(functools.partial(_read_more, model), donate_argnums=3)
         self._pool = jax.jit(functools.partial(_ascend, model), static_argnums=1)
 
@@ -107,21 +119,15 @@ class Reader:
           Rows [n, blocks, L, K_1, K, H] in the base's own type, states [n, L + 1, window, D],
           LOD1 gists [n, blocks, slots, W]: arrays `Later`.
         """
-        made = []
-        for piece in self._pieces(tokens):
-            (k, v), states, gists = self._full(self.params, piece)
-            for each in (gists, k, v):
-                each.copy_to_host_async()
-            made.append((k, v, states, gists))
-        k, v, states, gists = map(Later.of, zip(*made, strict=True))
-        return Rows(k, v), states, gists
+        made = [self._full(self.params, piece) for piece in self._pieces(tokens)]
+        rows, states, gists = zip(*made, strict=True)
+        k, v = (Later.of(x) for x in zip(*rows, strict=True))
+        return Rows(k, v), Later.of(states, now=False), Later.of(gists)
 
     def window_gists(self, tokens: np.ndarray) -> Later:
-        """As `full_windows`, the LOD1 gists alone: nothing else is made, nor leaves the device."""
-        made = [self._gists(self.params, piece) for piece in self._pieces(tokens)]
-        for gists in made:
-            gists.copy_to_host_async()
-        return Later.of(made)
+        """As `full_windows`, the LOD1 gists alone: nothing else leaves the device. (A program that
+        makes nothing else takes longer, on an H200 by a third: XLA multiplies otherwise.)"""
+        return Later.of([self._full(self.params, piece)[2] for piece in self._pieces(tokens)])
 
     def _pieces(self, tokens):
         """Windows in batches, and what is left one by one; their operations are counted."""
@@ -161,12 +167,12 @@ class Reader:
         """Gists of `level` from [n·K_l, slots, W] complete families: -> [n, slots, W]."""
         k = self.model.gist.fanouts[level - 1]
         families = children.reshape(-1, k, *children.shape[1:])
-        outs = []
-        for i in range(0, len(families), BATCH):
-            piece = families[i : i + BATCH]
-            padded = np.pad(piece, ((0, BATCH - len(piece)), (0, 0), (0, 0), (0, 0)))
-            outs.append(np.asarray(self._pool(self.params, level, padded))[: len(piece)])
-        return np.concatenate(outs) if outs else children[:0]
+        short = -len(families) % BATCH
+        padded = np.pad(families, ((0, short), *[(0, 0)] * (families.ndim - 1)))
+        pieces = padded.reshape(-1, BATCH, *families.shape[1:])
+        outs = [self._pool(self.params, level, piece) for piece in pieces]  # then waits, once
+        made = np.concatenate(jax.device_get(outs)) if outs else children
+        return made[: len(families)]
 
 
 def _read_full(model, params, windows):
@@ -175,11 +181,7 @@ def _read_full(model, params, windows):
     n, block = len(windows), model.gist.block
     rows = Rows(*(_by_block(x, block) for x in rows))
     rows = Rows(*(x.reshape(n, -1, *x.shape[1:]) for x in rows))  # here, where copies are fast
-    return rows, jnp.swapaxes(states, 0, 1).astype(jnp.float32), gists.astype(jnp.float32)
-
-
-def _gists_of_windows(model, params, windows):
-    return _read_full(model, params, windows)[2]
+    return rows, jnp.swapaxes(states, 0, 1).astype(jnp.float32), gists.astype(STORED_TYPE)
 
 
 def _read_more(model, params, prefix, tokens, before, length):
@@ -201,7 +203,7 @@ def _read_more(model, params, prefix, tokens, before, length):
         )
     )
     own = Rows(*(_by_block(x, model.gist.block) for x in out.rows))
-    return window, (own, out.states[:, 0].astype(jnp.float32), gists[0].astype(jnp.float32))
+    return window, (own, out.states[:, 0].astype(jnp.float32), gists[0].astype(STORED_TYPE))
 
 
 def _by_block(x, block):
@@ -226,7 +228,7 @@ def _ascend(model, params, level, families):
     n, k = families.shape[:2]
     flat = families.reshape(1, n * k, *families.shape[2:])
     out = model.gistnet.apply({"params": params["gistnet"]}, level, flat, method="ascend")
-    return out[0].astype(jnp.float32)
+    return out[0].astype(STORED_TYPE)
 
 
 class Ingest:
@@ -259,10 +261,10 @@ class Ingest:
             a window that is not whole has them in any case.
         """
         self.add(tokens)
-        block, begun = self.reader.model.gist.block, self._begin(rows)
+        block, begun = self.reader.model.gist.block, deque()
         while len(self.waiting) >= block:
-            made = self._take_windows(*begun) if begun else self._take_blocks()
-            begun = self._begin(rows)  # read while the rows of those before come to the host
+            self._begin(begun, rows)
+            made = self._take_windows(*begun.popleft()) if begun else self._take_blocks()
             yield made()
 
     def add(self, tokens: np.ndarray) -> None:
@@ -273,17 +275,23 @@ class Ingest:
         """Begins to read what will probably wait when the next is fed; see `OpenWindow.ask`."""
         return self._window().ask(tokens)
 
-    def _begin(self, rows):
-        """What the base makes of the windows with which the waiting text begins, if it does so at a
-        window's border: their tokens and `Reader.full_windows` of them."""
-        size = self.reader.model.window
-        whole = min(len(self.waiting) // size, BATCH)
-        if self._open.length or not whole:
-            return None
-        tokens = self.waiting[: whole * size]
-        if rows is not None and len(self.waiting) - len(tokens) >= rows:
-            return tokens, (None, None, self.reader.window_gists(tokens))
-        return tokens, self.reader.full_windows(tokens)
+    def _begin(self, begun, rows):
+        """Asks for the windows with which the waiting text begins, if it does so at a window's
+        border, and for those after them: `begun` are their tokens and `Reader.full_windows`."""
+        size, at = self.reader.model.window, sum(len(tokens) for tokens, _ in begun)
+        while len(begun) < AHEAD and not self._open.length:
+            left = len(self.waiting) - at
+            apart = 0 if rows is None else max(0, left - rows) // size  # without rows
+            count = min(left // size, BATCH) if not apart else min(apart, AT_ONCE)
+            if not count:
+                return
+            count -= count % BATCH if count > BATCH else 0
+            tokens = self.waiting[at : at + count * size]
+            if apart:
+                begun.append((tokens, (None, None, self.reader.window_gists(tokens))))
+            else:
+                begun.append((tokens, self.reader.full_windows(tokens)))
+            at += len(tokens)
 
     def _take_windows(self, tokens, made):
         rows, states, gists = made

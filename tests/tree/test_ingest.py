@@ -108,3 +108,21 @@ def test_rows_are_made_of_the_last_tokens_only_if_no_more_are_wanted(whole, rows
         every = np.arange(tree.count(level))
         got, want = (each.gather(level, every) for each in (tree, whole[0]))
         np.testing.assert_allclose(got, want, rtol=2**-7, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [0, None])
+def test_windows_that_were_begun_and_not_taken_wait(whole, rows):
+    tree = Tree.create(place(), tree_spec(MODEL, opened().fingerprint))
+    ingestion = Ingest(reader(), tree)
+    begun = ingestion.feed(TEXT, rows)
+    next(begun)
+    begun.close()
+    assert 0 < tree.length < len(TEXT)
+    np.testing.assert_array_equal(ingestion.waiting, TEXT[tree.length :])
+    for _ in ingestion.feed(TEXT[:0], rows):
+        pass
+    assert tree.blocks == len(TEXT) // BLOCK
+    for level in range(1, 5):
+        every = np.arange(tree.count(level))
+        got, want = (each.gather(level, every) for each in (tree, whole[0]))
+        np.testing.assert_allclose(got, want, rtol=2**-7, atol=1e-4)
