@@ -1,9 +1,10 @@
 """What rows of tokens recover of a history, by how many tokens they are chosen among.
 
-Of every stretch of text as many rows are kept, in each layer and head its own: those that a
-repetition of the text looks at most (KVzip, Kim et al. 2025, arXiv:2505.23416) or, a bound, those
-that the continuation does. What is looked at lies unevenly, so that wide stretches keep better rows
-than narrow ones; it is why a node of a GistNet is as wide as it is.
+Of every stretch of text as many rows are kept, in each layer and head its own: those that the last
+tokens before look at most (SnapKV, Li et al. 2024, arXiv:2404.14469), or a repetition of the text
+(KVzip, Kim et al. 2025, arXiv:2505.23416), or, a bound, the continuation. What is looked at lies
+unevenly, so that wide stretches keep better rows than narrow ones; it is why a node of a GistNet is
+as wide as it is.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from experiments.suites.rows import in_batches
 from experiments.suites.segments import Segments
 from experiments.suites.views import View, row
 from mctx.focus.bank import plain_context, read_history
-from mctx.models.base import Rows
-from mctx.models.wrapped import tail_nll
+from mctx.models.base import Read, Rows
+from mctx.models.wrapped import Wrapped, tail_nll
 from mctx.opened import Opened
+from mctx.training.attending import of_attention
 
 AMONG = 32, 64, 128, 256, 512
-BY = "repetition", "hindsight"  # whose attention chooses
+BY = "last tokens", "repetition", "hindsight"  # whose attention chooses
+LAST = 64  # tokens of the history that look back
 GAIN = "of full attention's gain"
 
 
@@ -44,14 +47,15 @@ def measure(
     @jax.jit
     def score(params, tokens):
         history, tail = jnp.split(tokens, [protocol.history], axis=1)
-        rows, _, prefix = read_history(model, params, history)
+        rows, states, prefix = read_history(model, params, history)
 
         def nll(some):
             each = tail_nll(model, params, tail, *plain_context(prefix, some))
             return each[:, -protocol.scored :].mean(axis=1)
 
-        texts = dict(zip(BY, (history, tail[:, :-1]), strict=True))
+        texts = dict(zip(BY[1:], (history, tail[:, :-1]), strict=True))
         looked = {by: looks(model, params, prefix, rows, text) for by, text in texts.items()}
+        looked[BY[0]] = looked_back(model, params, prefix, Read(None, rows, states))
         none = Rows(*(x[:, :, :0] for x in rows))
         kept = [most_looked_at(rows, looked[by], of, of // n) for by, n, of in cases]
         return jnp.stack([nll(some) for some in (none, rows, *kept)], axis=1)
@@ -64,6 +68,20 @@ def measure(
         for (by, n, of), nll in zip(cases, each, strict=True)
     ]
     return {"choices": rows}
+
+
+def looked_back(model: Wrapped, params: dict, prefix: Rows, window: Read) -> jax.Array:
+    """The most that any of the last tokens of a window attends to each before it: [B, T, L, K]."""
+    before, size = prefix.k.shape[2], window.rows.k.shape[2]
+    last = min(LAST, size)
+    earlier = np.arange(size) < np.arange(size - last, size)[:, None]  # [last, T]
+
+    def most(shares):
+        return jnp.where(earlier, shares[..., -last:, before:], 0.0).max(axis=(2, 3))
+
+    none = Rows(*(x[:, :, :0] for x in window.rows))
+    found = of_attention(model.base, params["base"], window, none, prefix, most)
+    return found.transpose(1, 3, 0, 2)
 
 
 SUITE = Suite(

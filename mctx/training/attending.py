@@ -8,6 +8,8 @@ best is no smooth question, so nothing else teaches it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,14 +65,36 @@ def most_attention(
 ) -> jax.Array:
     """The most attention that any token of a continuation pays to each row behind which it stands.
 
-    Args:
-      params: of the base. tail: what it made of the continuation, with its states.
-      rows: [L, B, R, K, H], at contiguous positions behind the prefix [L, 1, P, K, H].
+    Args: as of `of_attention`.
 
     Returns:
       [B, R, L, K], float32; of the query heads of a key/value head, the most of any.
     """
-    own, p = tail.rows.k, prefix.k.shape[2]
+    behind = slice(prefix.k.shape[2], prefix.k.shape[2] + rows.k.shape[2])
+    of = base, params, tail, rows, prefix
+    most = of_attention(*of, lambda shares: shares[..., behind].max(axis=(2, 3)))
+    return most.transpose(1, 3, 0, 2)
+
+
+def of_attention(
+    base: BaseConfig,
+    params: dict,
+    tail: Read,
+    rows: Rows,
+    prefix: Rows,
+    reduce: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """Something of the shares in which each token of a continuation attends to what it sees.
+
+    Args:
+      params: of the base. tail: what it made of the continuation [B, T], with its states.
+      rows: [L, B, R, K, H], at contiguous positions behind the prefix [L, 1, P, K, H].
+      reduce: of one layer's shares, float32 [B, K, G, T, P + R + T].
+
+    Returns:
+      [L, ...], of what it returns.
+    """
+    own = tail.rows.k
     behind = plain_context(prefix, rows)[0].rows.k.astype(own.dtype)
     keys = jnp.concatenate([behind, own], axis=2)  # [L, B, S, K, H]
     (_, b, t), s = own.shape[:3], keys.shape[2]
@@ -85,11 +109,10 @@ def most_attention(
     def of_layer(layer):
         query, keys = layer  # [B, T, K, G, H], [B, S, K, H]
         logits = jnp.einsum("btkgh,bskh->bkgts", query, keys, preferred_element_type=jnp.float32)
-        shares = jax.nn.softmax(jnp.where(causal, logits * keys.shape[-1] ** -0.5, -jnp.inf))
-        return shares[..., p : s - t].max(axis=(2, 3))  # [B, K, R]
+        scale = keys.shape[-1] ** -0.5
+        return reduce(jax.nn.softmax(jnp.where(causal, logits * scale, -jnp.inf)))
 
-    most = jax.lax.map(of_layer, (asked, rotated(base, keys, places)))  # [L, B, K, R]
-    return most.transpose(1, 3, 0, 2)
+    return jax.lax.map(of_layer, (asked, rotated(base, keys, places)))
 
 
 def _divergence(seen: jax.Array, worth: jax.Array) -> jax.Array:

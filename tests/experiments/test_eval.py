@@ -14,7 +14,8 @@ from experiments.suites import base, choices, gists, rows
 from experiments.suites.segments import Segments, cut, document_streams
 from experiments.suites.texts import source_streams
 from mctx.errors import UserError
-from mctx.models.base import Rows
+from mctx.focus.bank import read_history
+from mctx.models.base import Read, Rows
 from mctx.tokenizer import Tokenizer
 from tests import tiny
 from tests.experiments import tiny_checkpoint
@@ -186,10 +187,23 @@ def test_rows_are_chosen_among_more_and_more_tokens():
     told = gists.measure(OPENED, segments_of(tokens), 0, protocol)["gists"]
     nll = {row["what"]: row["value"] for row in told}
     room = nll["recent"] - nll["full"]
-    for by, name in zip(choices.BY, gists.PLAIN[2:], strict=True):  # of 4 tokens, as under a block
+    for by, name in zip(choices.BY[1:], gists.PLAIN[2:], strict=True):  # of 4, as under a block
         gained = nll["recent"] - nll[f"{name} 1 in 4"]
         assert value["1 in 4", by, 4] == pytest.approx(gained / room, abs=1e-3)
     assert len({round(value[where], 6) for where in wide}) == len(wide)
+
+
+def test_the_last_tokens_look_back_as_who_reads_them_behind_the_rest(monkeypatch):
+    monkeypatch.setattr(choices, "LAST", 4)
+    model, params = OPENED.model, OPENED.params
+    text = np.asarray(tiny.tokens(2, 16))
+    rows, states, prefix = read_history(model, params, text)
+    found = choices.looked_back(model, params, prefix, Read(None, rows, states))
+    first = Rows(*(x[:, :, :12] for x in rows))
+    wanted = gists.looks(model, params, prefix, first, text[:, 12:])
+    np.testing.assert_allclose(found[:, :12], wanted, atol=1e-5)
+    assert np.all(found[:, 12:-1].max(axis=(2, 3)) > 0)  # they look at each other too
+    assert not np.any(found[:, -1])  # and not at themselves
 
 
 def test_only_the_last_tokens_of_a_longer_tail_are_told_of():
