@@ -49,6 +49,11 @@ def gists_config(model: Wrapped, protocol: Protocol) -> SessionConfig:
     return dataclasses.replace(tokens_config(model, protocol), show=(), sink=0)
 
 
+def first_config(model: Wrapped, protocol: Protocol) -> SessionConfig:
+    """As `gists_config`, with the first blocks as tokens: what that costs."""
+    return dataclasses.replace(gists_config(model, protocol), sink=protocol.sink)
+
+
 def heads_config(model: Wrapped, protocol: Protocol) -> SessionConfig:
     """Heads of their own share of the budget, routed and merged by what was trained for it."""
     heads = dict(heads=model.lens.heads, top=TOP, router="learned", merger="learned")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from experiments.methods import choosing, gradients, plain
 from experiments.methods.focused import (
+    first_config,
     gists_config,
     heads_config,
     mean_rows,
@@ -37,6 +38,7 @@ METHODS: dict[str, Method] = {
     "uniform": Method(uniform(), ("base", "gistnet")),
     "lens": Method(shown(tokens_config), LENS),
     "lens+gists": Method(shown(gists_config), LENS),
+    "lens+gists+first": Method(shown(first_config), LENS),
     "two heads": Method(shown(heads_config), HEADS),
     "heads+staging": Method(shown(staged_config), HEADS),
     "hindsight": Method(hindsight(gated, crossed=False), sees_future=True),
