@@ -25,6 +25,7 @@ Rule = Callable[[tuple[int, ...], Mesh], PartitionSpec]
 
 LARGE = 2**18  # elements; below this a split costs more in messages than it saves in memory
 BATCH = ("data", "fsdp")  # the axes over which a batch is split
+PINNED = "pinned_host"  # the kind of memory
 HEAD = "head"  # the axis over which working contexts are, where there is one
 
 
@@ -139,14 +140,17 @@ def beside(arrays: Any) -> Sharding:
 
 
 def to_host(x: jax.Array) -> jax.Array:
-    """An array on its way from a device to the host, for NumPy to have without another copy.
+    """An array on its way from its devices to the host, for NumPy to have without another copy.
 
-    It comes into page-locked memory. Into any other, what is large comes slowly: on an H200 1.4 GB
-    a second, where this way it is 30.
+    It comes into page-locked memory, and once, of however many devices all have it whole. Into any
+    other memory what is large comes slowly: on an H200 1.4 GB a second, where this way it is 30.
     """
-    if next(iter(x.sharding.device_set)).platform == "cpu":
+    if x.is_fully_replicated:
+        x = x.addressable_data(0)
+    if PINNED not in {kind.kind for kind in next(iter(x.devices())).addressable_memories()}:
+        x.copy_to_host_async()
         return x
-    return jax.device_put(x, x.sharding.with_memory_kind("pinned_host"))
+    return jax.device_put(x, x.sharding.with_memory_kind(PINNED))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

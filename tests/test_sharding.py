@@ -73,3 +73,13 @@ def test_batch_is_the_rows_in_order_split_over_all_devices(per_device, sizes):
     placed = sharding.place_batch(made, rows, mesh, size)
     jax.tree.map(np.testing.assert_array_equal, placed, made)
     assert {s.data.shape for s in placed["tokens"].addressable_shards} == {(per_device, 3)}
+
+
+def test_what_all_devices_have_comes_to_the_host_once_and_as_it_is():
+    mesh = sharding.mesh()
+    x = np.arange(32.0).reshape(8, 4)
+    for spec in PartitionSpec(), PartitionSpec("data"):
+        came = sharding.to_host(jax.device_put(x, jax.NamedSharding(mesh, spec)))
+        assert came.sharding.memory_kind == sharding.PINNED
+        assert len(came.addressable_shards) == (8 if spec else 1)
+        np.testing.assert_array_equal(np.asarray(came), x)

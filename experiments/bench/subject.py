@@ -101,7 +101,8 @@ class Subject:
         length -= length % self.model.window
         _, _, like = self.reader.full_windows(self.words(self.model.window))
         size = min(COMMIT, length)
-        few = rng.standard_normal((DRAWN, spec.gist_width), np.float32) * np.std(like)
+        few = rng.standard_normal((DRAWN, spec.gist_width), np.float32)
+        few *= np.std(np.asarray(like, np.float32))
         few = few.astype(ml_dtypes.bfloat16)
         shapes = {n: (size // spec.span(n) + 1, *row_shape(spec, n)) for n in levels}
         drawn = {n: np.resize(few, shape) for n, shape in shapes.items()}

@@ -1,8 +1,9 @@
 """What rows of tokens recover of a history, by how many tokens they are chosen among.
 
 Of every stretch of text as many rows are kept, in each layer and head its own: those that the last
-tokens before look at most (SnapKV, Li et al. 2024, arXiv:2404.14469), or a repetition of the text
-(KVzip, Kim et al. 2025, arXiv:2505.23416), or, a bound, the continuation. What is looked at lies
+tokens before look at most (as SnapKV, Li et al. 2024, arXiv:2404.14469, but without its pooling
+over neighbours, and the rows of these tokens are judged like all others), or a repetition of the
+text (KVzip, Kim et al. 2025, arXiv:2505.23416), or, a bound, the continuation. What is looked at lies
 unevenly, so that wide stretches keep better rows than narrow ones; it is why a node of a GistNet is
 as wide as it is.
 """
@@ -90,8 +91,8 @@ SUITE = Suite(
     measure,
     (
         "As many rows of a history of 512 tokens, as though they were gists of it: those of every "
-        "so many tokens that a repetition of the text looks at most, or, a bound, the continuation "
-        "does, by layer and head. NLL of the next 128.",
+        "so many tokens that its last 64 look at most, or a repetition of the text, or, a bound, "
+        "the continuation, by layer and head. NLL of the next 128.",
     ),
     views={
         f"1 in {n}": View(f"Recovered by one row in {n}, chosen among", "among", GAIN)

@@ -27,7 +27,9 @@ class SessionConfig:
         sinks, the recent blocks, and the coarsest gists between (`layout.minimum_budget`).
       heads: working contexts; top: how many of them the base runs on.
       router: 'static', 'utility' or 'learned'; merger: 'learned' or 'average'.
-      sink, recent: blocks always shown; every: blocks between refocuses.
+      sink, recent: the first and the last blocks, always shown; every: blocks between refocuses.
+        The prefix before them is a sink already, and a first block that is shown as tokens has
+        gists of every level beside it: 168 entries of pico's, for nothing (RESULTS.md).
       rounds: lens-and-allocator steps in a refocus, a level each; 0 = as many as levels.
       decide: what the lens is told of the present: 'now' as it is at the refocus, which waits for
         it; 'ahead' as it was at the refocus before, so that the decision is made while tokens are
@@ -46,7 +48,8 @@ class SessionConfig:
       cold: 'sync' waits for what is not in memory; 'async' shows a block's gist, or nothing, until
         its rows are here, and goes on where a store fails.
       cache_bytes: host memory for rows of blocks; device_bytes, disk_bytes: of the accelerator and
-        of a scratch file in disk_folder ("": the system's own), 0 for none.
+        of a scratch file in disk_folder ("": the system's own), 0 for none. A text that is ingested
+        on an accelerator leaves there as many rows as can be shown, what is opened adds to them.
       commit_every: refocuses between commits of a streaming session.
       unstored: tokens that may wait in memory for a store that is slow or fails; past that it is
         waited for, or its error raised.
@@ -59,7 +62,7 @@ class SessionConfig:
     top: int = 1
     router: str = "static"
     merger: str = "average"
-    sink: int = 1
+    sink: int = 0
     recent: int = 4
     every: int = 1
     rounds: int = 0

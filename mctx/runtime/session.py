@@ -183,10 +183,11 @@ class Session:
 
     @property
     def rows_wanted(self) -> int | None:
-        """Of how many tokens that are ingested rows are kept: no more than can be held, or shown,
-        for the rest is seldom asked for and read again in no time. Finders want keys of all."""
-        held = self.cache.room * self.model.gist.block
-        return None if self.finding else min(held, self.config.heads * self.focus.budget)
+        """Of how many tokens that are ingested rows are kept: of as many as there is room for, and
+        for finders of all; from an accelerator no more are brought than can be shown."""
+        held, shown = self.cache.room * self.model.gist.block, self.config.heads * self.focus.budget
+        most = shown + self.config.staging if self.reader.apart else held
+        return None if self.finding else min(held, most)
 
     def put(self, blocks: Blocks) -> None:
         """What ingest made of blocks goes where it will be asked for."""

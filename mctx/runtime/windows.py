@@ -91,7 +91,8 @@ class Windows:
         if not len(last):
             return np.zeros(shape, np.float32)
         start, stop, window = self._places(last)
-        _, states, _ = self._reader.full_windows(self._tokens(start, stop).reshape(-1))
+        tokens = self._tokens(start, stop).reshape(-1)
+        _, states, _ = self._reader.full_windows(tokens, now=False)
         # These blocks alone come to the host: states are the most that is made of a window.
         parts = [
             _states_of(*_piece_with(w, states.pieces), np.int32(at), block)

@@ -52,7 +52,7 @@ class Draft:
         return self._counts[level]
 
     def write(self, level: int, start: int, values: np.ndarray) -> None:
-        """Rows from `start` on become `values`: tokens, or float32 gists."""
+        """Rows from `start` on become `values`: tokens, or gists."""
         self._change(Change(level, start, len(values), values))
 
     def kill(self, level: int, start: int, stop: int) -> None:

@@ -32,7 +32,7 @@ BATCH = 4  # windows, and groups of siblings, per call of fixed shape
 # Windows whose gists are stored at once. Gists of gists are made of what is on the host, and wait
 # until the device has read all that it was asked to: seldom enough to cost little.
 AT_ONCE = 8 * BATCH
-AHEAD = 2  # so many such stretches are being read while what was made of one is stored
+AHEAD = 2  # such stretches that have been begun: the one that is being stored, and the next
 
 STORED_TYPE = jnp.bfloat16  # of gists: what is rounded on the device is half as much to bring
 
@@ -60,7 +60,9 @@ class Later:
 
 def _end_to_end(pieces):
     there = [np.asarray(piece) for piece in pieces]
-    return there[0] if len(there) == 1 else np.concatenate(there)
+    joined = there[0] if len(there) == 1 else np.concatenate(there)
+    joined.flags.writeable = False  # so that the tree need not copy it to hold it
+    return joined
 
 
 class Blocks(NamedTuple):
@@ -96,6 +98,7 @@ class Reader:
     Attributes:
       operations: counts what the calls so far have asked of the machine (`mctx.flops`).
       where: where what it makes stands (`sharding.beside`).
+      apart: whether that is in other memory than the host's.
     """
 
     def __init__(self, model: Wrapped, params: dict):
@@ -104,13 +107,14 @@ class Reader:
         self.params = {name: params[name] for name in ("base", "gistnet")}
         self.prefix = jax.jit(functools.partial(prefix_rows, model))(params)  # [L, 1, P, K, H]
         self.where = beside(self.prefix)
+        self.apart = next(iter(self.where.device_set)).platform != "cpu"
         self._full = jax.jit(functools.partial(_read_full, model))
         self._grow = jax.jit(functools.partial(_read_more, model), donate_argnums=3)
         self._pool = jax.jit(functools.partial(_ascend, model), static_argnums=1)
 
-    def full_windows(self, tokens: np.ndarray) -> tuple[Rows, Later, Later]:
-        """Whole windows, of which nothing is waited for: rows and gists are on their way to the
-        host; states, the most that reading a window makes, stay until somebody wants them.
+    def full_windows(self, tokens: np.ndarray, now: bool = True) -> tuple[Rows, Later, Later]:
+        """Whole windows, of which nothing is waited for: rows and gists set out for the host
+        `now`; states, the most that reading a window makes, stay until somebody wants them.
 
         Args:
           tokens: [n·window].
@@ -121,8 +125,8 @@ class Reader:
         """
         made = [self._full(self.params, piece) for piece in self._pieces(tokens)]
         rows, states, gists = zip(*made, strict=True)
-        k, v = (Later.of(x) for x in zip(*rows, strict=True))
-        return Rows(k, v), Later.of(states, now=False), Later.of(gists)
+        k, v = (Later.of(x, now) for x in zip(*rows, strict=True))
+        return Rows(k, v), Later.of(states, now=False), Later.of(gists, now)
 
     def window_gists(self, tokens: np.ndarray) -> Later:
         """As `full_windows`, the LOD1 gists alone: nothing else leaves the device. (A program that
@@ -165,14 +169,15 @@ class Reader:
 
     def pool(self, level: int, children: np.ndarray) -> np.ndarray:
         """Gists of `level` from [n·K_l, slots, W] complete families: -> [n, slots, W]."""
-        k = self.model.gist.fanouts[level - 1]
-        families = children.reshape(-1, k, *children.shape[1:])
-        short = -len(families) % BATCH
-        padded = np.pad(families, ((0, short), *[(0, 0)] * (families.ndim - 1)))
-        pieces = padded.reshape(-1, BATCH, *families.shape[1:])
-        outs = [self._pool(self.params, level, piece) for piece in pieces]  # then waits, once
-        made = np.concatenate(jax.device_get(outs)) if outs else children
-        return made[: len(families)]
+        families = children.reshape(-1, self.model.gist.fanouts[level - 1], *children.shape[1:])
+        made = [children[:0].astype(STORED_TYPE)]
+        for at in range(0, len(families), AT_ONCE):  # each waits once
+            some = families[at : at + AT_ONCE]
+            pieces = [some[i : i + BATCH] for i in range(0, len(some), BATCH)]
+            short = BATCH - len(pieces[-1])
+            pieces[-1] = np.pad(pieces[-1], ((0, short), *[(0, 0)] * (families.ndim - 1)))
+            made += jax.device_get([self._pool(self.params, level, piece) for piece in pieces])
+        return np.concatenate(made)[: len(families)]
 
 
 def _read_full(model, params, windows):
@@ -256,9 +261,9 @@ class Ingest:
         text needs no more memory than a short one.
 
         Args:
-          rows: of how many of the last tokens rows and states are wanted, None for all. Bringing
-            rows to the host takes longer than reading, so who keeps some should ask for no more;
-            a window that is not whole has them in any case.
+          rows: of how many of the last tokens rows and states are wanted, None for all. They are
+            much to bring to the host, so who keeps some should ask for no more; a window that is
+            not whole has them in any case.
         """
         self.add(tokens)
         block, begun = self.reader.model.gist.block, deque()

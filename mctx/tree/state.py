@@ -23,7 +23,7 @@ class Change(NamedTuple):
     """Logical rows [start, start + length) of a level become `values`, or dead where None.
 
     `start` is at most the level's count; rows past it are new. values: int32 [length] tokens, or
-    float32 [length, slots, gist_width] gists.
+    gists [length, slots, gist_width], of bfloat16 or what is rounded to it.
     """
 
     level: int

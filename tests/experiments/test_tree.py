@@ -199,6 +199,7 @@ def test_text_is_committed_from_time_to_time_as_it_is_read(run, monkeypatch, sec
             raise KeyboardInterrupt
         return gists(reader, tokens)
 
+    monkeypatch.setattr("mctx.tree.ingest.AT_ONCE", 4)
     monkeypatch.setattr(Reader, "window_gists", interrupted)
     monkeypatch.setattr(command, "COMMIT_SECONDS", seconds)
     with pytest.raises(SystemExit, match="interrupted"):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mctx.focus.bank import make_bank
 from mctx.models.wrapped import read_windows
-from mctx.tree.ingest import Ingest, Reader, tree_spec
+from mctx.tree.ingest import BATCH, Ingest, Reader, tree_spec
 from mctx.tree.store import Tree
 from tests.runtime.small import BLOCK, MODEL, WINDOW, opened, place, reader, text
 from tests.tiny import drawn
@@ -101,6 +101,7 @@ def test_rows_are_made_of_the_last_tokens_only_if_no_more_are_wanted(whole, rows
     assert any(blocks.k is None and blocks.states is None for blocks in made)
     k, v, states = joined(held)
     assert len(k) * BLOCK >= min(rows, len(TEXT) // BLOCK * BLOCK)
+    assert len(k) * BLOCK < rows + (BATCH + 1) * WINDOW
     np.testing.assert_allclose(k, whole[1][0][-len(k) :], atol=1e-5)
     np.testing.assert_allclose(v, whole[1][1][-len(k) :], atol=1e-5)
     np.testing.assert_allclose(states, whole[1][2][:, -len(k) * BLOCK :], atol=1e-5)
@@ -126,3 +127,20 @@ def test_windows_that_were_begun_and_not_taken_wait(whole, rows):
         every = np.arange(tree.count(level))
         got, want = (each.gather(level, every) for each in (tree, whole[0]))
         np.testing.assert_allclose(got, want, rtol=2**-7, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [0, None])
+def test_the_next_windows_are_read_while_what_was_made_of_some_is_stored(monkeypatch, rows):
+    monkeypatch.setattr("mctx.tree.ingest.AT_ONCE", 4)
+    long, begun = text(12 * WINDOW), []
+    for name in "full_windows", "window_gists":
+        read = getattr(reader(), name)
+        monkeypatch.setattr(
+            reader(), name, lambda some, read=read: begun.append(len(some)) or read(some)
+        )
+    tree = Tree.create(place(), tree_spec(MODEL, opened().fingerprint))
+    stage, seen = tree.stage, []
+    monkeypatch.setattr(tree, "stage", lambda *a: (seen.append(sum(begun)), stage(*a)))
+    for _ in Ingest(reader(), tree).feed(long, rows):
+        pass
+    assert seen == [8 * WINDOW, 12 * WINDOW, 12 * WINDOW] and tree.length == len(long)
