@@ -3,9 +3,9 @@
 Of every stretch of text as many rows are kept, in each layer and head its own: those that the last
 tokens before look at most (as SnapKV, Li et al. 2024, arXiv:2404.14469, but without its pooling
 over neighbours, and the rows of these tokens are judged like all others), or a repetition of the
-text (KVzip, Kim et al. 2025, arXiv:2505.23416), or, a bound, the continuation. What is looked at lies
-unevenly, so that wide stretches keep better rows than narrow ones; it is why a node of a GistNet is
-as wide as it is.
+text (KVzip, Kim et al. 2025, arXiv:2505.23416), or, a bound, the continuation. What is looked at
+lies unevenly, so that wide stretches keep better rows than narrow ones; it is why a node of a
+GistNet is as wide as it is.
 """
 
 from __future__ import annotations
