@@ -169,8 +169,9 @@ class Reader:
 
     def pool(self, level: int, children: np.ndarray) -> np.ndarray:
         """Gists of `level` from [n·K_l, slots, W] complete families: -> [n, slots, W]."""
-        families = children.reshape(-1, self.model.gist.fanouts[level - 1], *children.shape[1:])
-        made = [children[:0].astype(STORED_TYPE)]
+        gist = self.model.gist
+        families = children.reshape(-1, gist.fanouts[level - 1], *children.shape[1:])
+        made = [np.zeros((0, gist.entries[level - 1], gist.width), STORED_TYPE)]
         for at in range(0, len(families), AT_ONCE):  # each waits once
             some = families[at : at + AT_ONCE]
             pieces = [some[i : i + BATCH] for i in range(0, len(some), BATCH)]
