@@ -27,9 +27,10 @@ class SessionConfig:
         sinks, the recent blocks, and the coarsest gists between (`layout.minimum_budget`).
       heads: working contexts; top: how many of them the base runs on.
       router: 'static', 'utility' or 'learned'; merger: 'learned' or 'average'.
-      sink, recent: the first and the last blocks, always shown; every: blocks between refocuses.
-        The prefix before them is a sink already, and a first block that is shown as tokens has
-        gists of every level beside it: 168 entries of pico's, for nothing (RESULTS.md).
+      sink, recent: how many of the first and of the last blocks are always shown as tokens. The
+        prefix before them is a sink already, and a first block has gists of every level beside
+        it: 168 entries of pico's, for nothing (RESULTS.md).
+      every: blocks between refocuses.
       rounds: lens-and-allocator steps in a refocus, a level each; 0 = as many as levels.
       decide: what the lens is told of the present: 'now' as it is at the refocus, which waits for
         it; 'ahead' as it was at the refocus before, so that the decision is made while tokens are

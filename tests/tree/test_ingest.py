@@ -30,6 +30,14 @@ def joined(made):
     return k, v, np.concatenate([b.states for b in made], axis=1)
 
 
+def same_gists(tree, other):
+    """Stored as bfloat16: what is equal to 1e-5 may round to neighbours."""
+    for level in range(1, 5):
+        every = np.arange(tree.count(level))
+        got, want = (each.gather(level, every) for each in (tree, other))
+        np.testing.assert_allclose(got, want, rtol=2**-7, atol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def whole():
     tree, _, made = ingest([TEXT], 1)
@@ -61,12 +69,7 @@ def test_any_pieces_make_the_same_tree(whole, cuts, stride):
     np.testing.assert_array_equal(tree.tokens(0, tree.length), TEXT[: tree.length])
     for got, want in zip(joined(made), whole[1], strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5)
-    for level in range(1, 5):
-        every = np.arange(tree.count(level))
-        # Stored as bfloat16: what is equal to 1e-5 may round to neighbours.
-        np.testing.assert_allclose(
-            tree.gather(level, every), whole[0].gather(level, every), rtol=2**-7, atol=1e-4
-        )
+    same_gists(tree, whole[0])
 
 
 @pytest.mark.parametrize("stop", [WINDOW, WINDOW + BLOCK, 3 * WINDOW - BLOCK])
@@ -105,10 +108,7 @@ def test_rows_are_made_of_the_last_tokens_only_if_no_more_are_wanted(whole, rows
     np.testing.assert_allclose(k, whole[1][0][-len(k) :], atol=1e-5)
     np.testing.assert_allclose(v, whole[1][1][-len(k) :], atol=1e-5)
     np.testing.assert_allclose(states, whole[1][2][:, -len(k) * BLOCK :], atol=1e-5)
-    for level in range(1, 5):
-        every = np.arange(tree.count(level))
-        got, want = (each.gather(level, every) for each in (tree, whole[0]))
-        np.testing.assert_allclose(got, want, rtol=2**-7, atol=1e-4)
+    same_gists(tree, whole[0])
 
 
 @pytest.mark.parametrize("rows", [0, None])
@@ -123,10 +123,7 @@ def test_windows_that_were_begun_and_not_taken_wait(whole, rows):
     for _ in ingestion.feed(TEXT[:0], rows):
         pass
     assert tree.blocks == len(TEXT) // BLOCK
-    for level in range(1, 5):
-        every = np.arange(tree.count(level))
-        got, want = (each.gather(level, every) for each in (tree, whole[0]))
-        np.testing.assert_allclose(got, want, rtol=2**-7, atol=1e-4)
+    same_gists(tree, whole[0])
 
 
 @pytest.mark.parametrize("rows", [0, None])
