@@ -187,7 +187,7 @@ def test_rows_are_chosen_among_more_and_more_tokens():
     told = gists.measure(OPENED, segments_of(tokens), 0, protocol)["gists"]
     nll = {row["what"]: row["value"] for row in told}
     room = nll["recent"] - nll["full"]
-    for by, name in zip(choices.BY[1:], gists.PLAIN[2:], strict=True):  # of 4, as under a block
+    for by, name in (("repetition", "repetition's"), ("hindsight", "hindsight")):  # of 4, a block's
         gained = nll["recent"] - nll[f"{name} 1 in 4"]
         assert value["1 in 4", by, 4] == pytest.approx(gained / room, abs=1e-3)
     assert len({round(value[where], 6) for where in wide}) == len(wide)
@@ -204,6 +204,18 @@ def test_the_last_tokens_look_back_as_who_reads_them_behind_the_rest(monkeypatch
     np.testing.assert_allclose(found[:, :12], wanted, atol=1e-5)
     assert np.all(found[:, 12:-1].max(axis=(2, 3)) > 0)  # they look at each other too
     assert not np.any(found[:, -1])  # and not at themselves
+
+
+def test_other_tokens_of_a_continuation_look_where_they_look():
+    model, params = OPENED.model, OPENED.params
+    rows, _, prefix = read_history(model, params, np.asarray(tiny.tokens(2, 16)))
+    tail = np.asarray(tiny.tokens(2, 8)) % 7 + 1  # another text
+    by_odd, by_even = choices.looked_by_others(model, params, prefix, rows, tail)
+    every = gists.looks(model, params, prefix, rows, tail)
+    np.testing.assert_allclose(np.maximum(by_odd, by_even), every, atol=1e-6)
+    first = gists.looks(model, params, prefix, rows, tail[:, :1])
+    assert np.all(by_even >= first - 1e-6)  # the first token is even
+    assert np.any(by_odd < first - 1e-6)
 
 
 def test_only_the_last_tokens_of_a_longer_tail_are_told_of():
