@@ -23,41 +23,65 @@ NEAR = 1024  # tokens, the last of a history, whose rows are chosen among; or on
 
 
 def choice(
-    model: Wrapped, shape: BankShape, params: dict, bank: Bank, tail: jax.Array
+    model: Wrapped, shape: BankShape, params: dict, bank: Bank, tails: jax.Array
 ) -> jax.Array:
     """How far what gists hold their children to be worth is from where the base looks, in nats.
 
-    Of every level, the rows of the level below are looked at by the tokens `tail` [B, T], which
-    follow the history and have read all that is near of it.
+    Of every level, the rows of the level below are looked at by the tokens of a continuation, which
+    follow the history's windows up to one of them and have read all that is near of these.
+
+    Args:
+      tails: [J, B, T], what follows each of the history's J windows.
 
     Returns:
-      [], the mean over levels of the divergence between shares of attention and of worth among the
-      children of a node, where nodes count by the attention they get.
+      [], the mean over continuations and levels of the divergence between shares of what is read
+      and of worth among the children of a node, where nodes count by what is read of them.
     """
-    gist, counts, base = model.gist, shape.counts(), params["base"]
+    length = shape.blocks * model.gist.block
     rows = jax.lax.stop_gradient(_by_level(shape, bank.rows))
-    behind = plain_context(bank.prefix, Rows(*(x[:, :, -NEAR:] for x in rows[0])))
+    ends = range(length // len(tails), length + 1, length // len(tails))
+    of = model, params, bank, rows
+    return jnp.stack([_apart(*of, *pair) for pair in zip(ends, tails, strict=True)]).mean()
+
+
+def _apart(model, params, bank, rows, end, tail):
+    """As `choice`, of one continuation [B, T] of the first `end` tokens."""
+    gist, base, near = model.gist, params["base"], min(NEAR, end)
+    behind = plain_context(bank.prefix, Rows(*(x[:, :, end - near : end] for x in rows[0])))
     own = jax.lax.stop_gradient(read_behind(model, params, tail, *behind, collect=True))
     apart = []
     for level in range(1, gist.levels + 1):
-        children = gist.children[level - 1]  # of a node
-        nodes = min(max(NEAR // gist.span(level), 1), counts[level])
+        children, whole = gist.children[level - 1], end // gist.span(level)
+        nodes = min(max(NEAR // gist.span(level), 1), whole)
         if not nodes:
             break
-        start, end = ((counts[level] - some) * children for some in (nodes, 0))
-        some = Rows(*(x[:, :, start:end] for x in rows[level - 1]))
+        first, last = (whole - nodes) * children, whole * children
+        some = Rows(*(x[:, :, first:last] for x in rows[level - 1]))
         looked = most_attention(model.base, base, own, some, bank.prefix)
+        looked = looked * said_norm(base, some.v)  # what is attended to and says nothing is no loss
         if level == 1:
-            below = bank.states[:, :, start:end]
+            below = bank.states[:, :, first:last]
         else:
             slots = gist.entries[level - 2]
-            below = bank.gists[level - 2][:, start // slots : end // slots]
+            below = bank.gists[level - 2][:, first // slots : last // slots]
         of = {"params": params["gistnet"]}, level, below
         worth = model.gistnet.apply(*of, method="worth")  # [B, nodes·children, L, K]
         by_node = (len(tail), nodes, children, *worth.shape[2:])
         looked = jax.lax.stop_gradient(looked)  # who looks learns nothing of what is guessed
         apart.append(_divergence(looked.reshape(by_node), worth.reshape(by_node)))
     return jnp.stack(apart).mean()
+
+
+def said_norm(params: dict, values: jax.Array) -> jax.Array:
+    """How much a value adds to the residual stream where it is all that is attended to, root mean
+    square over the query heads that read it: [L, B, R, K, H] -> [B, R, L, K], float32."""
+    out = params["layers"]["attn"]["o"]["kernel"].astype(jnp.float32)  # [L, N, H, D]
+    layers, n, h, d = out.shape
+    out = out.reshape(layers, values.shape[3], -1, h, d)  # [L, K, G, H, D]
+    gram = jnp.einsum("lkghd,lkgid->lkhi", out, out) / out.shape[2]
+    values = values.astype(jnp.float32)
+    squares = jnp.einsum("lbrkh,lkhi,lbrki->lbrk", values, gram, values)
+    return jnp.sqrt(jnp.maximum(squares, 0)).transpose(1, 2, 0, 3)
 
 
 def most_attention(

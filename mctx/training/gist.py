@@ -118,7 +118,7 @@ def reading(
             parts["divergence"] = divergence(params, frozen, hidden, batch["tokens"])
             nll = (1 - config.teacher) * nll + config.teacher * parts["divergence"]
         if gists and model.gist.keeps:
-            parts["choice"] = choice(model, shape, params, bank, tails[-1, :, :-1])
+            parts["choice"] = choice(model, shape, params, bank, tails[:, :, :-1])
             nll = nll + parts["choice"]  # nothing else teaches what to keep
         return nll + config.reconstruction * again, parts
 

@@ -75,7 +75,7 @@ def choice(gistnet, text, tail, base):
     params = {"base": base, "gistnet": gistnet}
     shape = BankShape(GIST, text.shape[1] // GIST.block)
     bank = make_bank(MODEL, params, text)
-    return attending.choice(MODEL, shape, params, bank, tail)
+    return attending.choice(MODEL, shape, params, bank, tail[None])
 
 
 @pytest.mark.parametrize("length", [16, 32, 48])  # whole windows; 48 is no whole number of LOD3
@@ -107,19 +107,20 @@ def test_it_teaches_gists_and_not_who_looks():
 
 
 def test_what_is_learned_is_kept():
-    """Steps down its gradient make a gist keep the rows that the continuation looks at most."""
+    """Steps down its gradient make a gist keep the rows from which the continuation takes most."""
     text, tail = tiny.tokens(1, 16), tiny.tokens(1, 6, seed=1)
     params = {"base": known()["base"], "gistnet": init_part(MODEL, "gistnet", jax.random.key(0))}
     shape = BankShape(GIST, 4)
     bank, rows, read = read_after(MODEL, params, text, tail)
     looked = attending.most_attention(MODEL.base, params["base"], read, rows, bank.prefix)
+    looked = looked * attending.said_norm(params["base"], rows.v)
     slots, block = GIST.entries[0], GIST.block
     wanted = np.argsort(-np.asarray(looked).reshape(4, block, -1), axis=1)[:, :slots]
 
     @jax.jit
     def step(gistnet):
         def loss(gistnet):
-            return attending.choice(MODEL, shape, {**params, "gistnet": gistnet}, bank, tail)
+            return attending.choice(MODEL, shape, {**params, "gistnet": gistnet}, bank, tail[None])
 
         return jax.tree.map(lambda x, g: x - 1.0 * g, gistnet, jax.grad(loss)(gistnet))
 
@@ -131,3 +132,16 @@ def test_what_is_learned_is_kept():
     hits = np.mean([np.isin(chosen[n, :, h], wanted[n, :, h]).mean()
                     for n in range(4) for h in range(chosen.shape[2])])  # fmt: skip
     assert hits > 0.9
+
+
+def test_a_value_counts_by_what_it_adds_to_the_residual_stream():
+    base = known()["base"]
+    out = np.asarray(base["layers"]["attn"]["o"]["kernel"], np.float32)  # [L, N, H, D]
+    layers, n, h, _ = out.shape
+    heads = MODEL.base.n_kv_heads
+    values = jax.random.normal(jax.random.key(3), (layers, 2, 5, heads, h))
+    found = np.asarray(attending.said_norm(base, values))
+    each = np.einsum("lbrnh,lnhd->lbrnd", np.repeat(values, n // heads, axis=3), out)
+    norms = np.square(np.linalg.norm(each, axis=-1)).reshape(layers, 2, 5, heads, -1)
+    wanted = np.sqrt(norms.mean(axis=-1)).transpose(1, 2, 0, 3)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
