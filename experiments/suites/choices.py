@@ -101,12 +101,12 @@ def looked_by_others(
     said = read_behind(model, params, text, *plain_context(prefix, rows), collect=True)
     behind = slice(prefix.k.shape[2], prefix.k.shape[2] + rows.k.shape[2])
 
-    def most(first, shares):
-        return shares[:, :, :, first::2, behind].max(axis=(2, 3))
+    def most(shares):
+        halves = [shares[:, :, :, first::2, behind] for first in (1, 0)]
+        return jnp.stack([half.max(axis=(2, 3)) for half in halves])
 
-    of = model.base, params["base"], said, rows, prefix
-    found = [of_attention(*of, functools.partial(most, first)) for first in (1, 0)]
-    return [x.transpose(1, 3, 0, 2) for x in found]
+    found = of_attention(model.base, params["base"], said, rows, prefix, most)  # [L, 2, B, K, T]
+    return list(found.transpose(1, 2, 4, 0, 3))
 
 
 SUITE = Suite(

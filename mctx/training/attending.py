@@ -1,9 +1,9 @@
 """Where a continuation looks: what the choice of rows that a gist keeps is learned from.
 
 The rows that tokens to come will attend to are worth keeping (KVzip, Kim et al. 2025,
-arXiv:2505.23416, asks a repetition of the text itself). The base's own attention tells which they
-were, in every layer and head apart; GistNet learns to tell it before they come. Which rows are the
-best is no smooth question, so nothing else teaches it.
+arXiv:2505.23416, asks a repetition of the text itself), as far as their values say something. The
+base's own attention tells which they were, in every layer and head apart; GistNet learns to tell it
+before they come. Which rows are the best is no smooth question, so nothing else teaches it.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ def choice(
     """
     length = shape.blocks * model.gist.block
     rows = jax.lax.stop_gradient(_by_level(shape, bank.rows))
+    said = [said_norm(params["base"], x.v) for x in rows[:-1]]  # nothing chooses among the last
     ends = range(length // len(tails), length + 1, length // len(tails))
-    of = model, params, bank, rows
+    of = model, params, bank, rows, said
     return jnp.stack([_apart(*of, *pair) for pair in zip(ends, tails, strict=True)]).mean()
 
 
-def _apart(model, params, bank, rows, end, tail):
+def _apart(model, params, bank, rows, said, end, tail):
     """As `choice`, of one continuation [B, T] of the first `end` tokens."""
     gist, base, near = model.gist, params["base"], min(NEAR, end)
     behind = plain_context(bank.prefix, Rows(*(x[:, :, end - near : end] for x in rows[0])))
@@ -58,7 +59,7 @@ def _apart(model, params, bank, rows, end, tail):
         first, last = (whole - nodes) * children, whole * children
         some = Rows(*(x[:, :, first:last] for x in rows[level - 1]))
         looked = most_attention(model.base, base, own, some, bank.prefix)
-        looked = looked * said_norm(base, some.v)  # what is attended to and says nothing is no loss
+        looked = looked * said[level - 1][:, first:last]  # what says nothing is no loss
         if level == 1:
             below = bank.states[:, :, first:last]
         else:
@@ -73,14 +74,23 @@ def _apart(model, params, bank, rows, end, tail):
 
 
 def said_norm(params: dict, values: jax.Array) -> jax.Array:
-    """How much a value adds to the residual stream where it is all that is attended to, root mean
-    square over the query heads that read it: [L, B, R, K, H] -> [B, R, L, K], float32."""
-    out = params["layers"]["attn"]["o"]["kernel"].astype(jnp.float32)  # [L, N, H, D]
-    layers, n, h, d = out.shape
-    out = out.reshape(layers, values.shape[3], -1, h, d)  # [L, K, G, H, D]
-    gram = jnp.einsum("lkghd,lkgid->lkhi", out, out) / out.shape[2]
-    values = values.astype(jnp.float32)
-    squares = jnp.einsum("lbrkh,lkhi,lbrki->lbrk", values, gram, values)
+    """How much a value adds to the residual stream where it is all that is attended to: root mean
+    square over the query heads that read it, by the base's own projection, without a LoRA's.
+
+    Args:
+      params: of the base. values: [L, B, R, K, H].
+
+    Returns:
+      [B, R, L, K], float32.
+    """
+
+    def of_layer(layer):  # of a base that is sharded only one layer's weights are gathered at once
+        out, values = (x.astype(jnp.float32) for x in layer)  # [N, H, D], [B, R, K, H]
+        out = out.reshape(values.shape[2], -1, *out.shape[1:])  # [K, G, H, D]
+        gram = jnp.einsum("kghd,kgid->khi", out, out) / out.shape[1]
+        return jnp.einsum("brkh,khi,brki->brk", values, gram, values)
+
+    squares = jax.lax.map(of_layer, (params["layers"]["attn"]["o"]["kernel"], values))
     return jnp.sqrt(jnp.maximum(squares, 0)).transpose(1, 2, 0, 3)
 
 

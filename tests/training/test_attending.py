@@ -134,6 +134,19 @@ def test_what_is_learned_is_kept():
     assert hits > 0.9
 
 
+def test_every_continuation_is_judged_where_it_stands():
+    """Windows are blind to each other: what follows the first asks as if that were all there is."""
+    text, tails = tiny.tokens(1, 32), jnp.stack([tiny.tokens(1, 6, seed=i) for i in (1, 2)])
+    params = {part: tiny.drawn(MODEL, part) for part in ("base", "gistnet")}
+    shape, bank = BankShape(GIST, 32 // GIST.block), make_bank(MODEL, params, text)
+    both = attending.choice(MODEL, shape, params, bank, tails)
+    of = params["gistnet"], params["base"]
+    alone = [choice(of[0], text[:, :end], tail, of[1])
+             for end, tail in zip((16, 32), tails, strict=True)]  # fmt: skip
+    assert abs(float(alone[0] - alone[1])) > 1e-3
+    np.testing.assert_allclose(both, np.mean(alone), rtol=1e-5)
+
+
 def test_a_value_counts_by_what_it_adds_to_the_residual_stream():
     base = known()["base"]
     out = np.asarray(base["layers"]["attn"]["o"]["kernel"], np.float32)  # [L, N, H, D]
