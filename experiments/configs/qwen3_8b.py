@@ -5,7 +5,7 @@ Command:  python -m experiments.train --config=experiments/configs/qwen3_8b.py:g
               --workdir=runs/qwen3_8b --config.corpus=runs/qwen3_8b/corpus
           then :lens, and if wanted :mof and :lora (docs/wrap-your-own-model.md)
 Hardware: not run. Its gist step was compiled for a v5e 16x16 with fsdp 16 and a batch of 256, where
-          it takes 15 GiB a device: `python -m experiments.aot experiments/configs/qwen3_8b.py:gist
+          it takes 14 GiB a device: `python -m experiments.aot experiments/configs/qwen3_8b.py:gist
           --topology=v5e:16x16 --config.train.fsdp=16 --config.batch_size=256`. What follows:
           `python -m experiments.aot experiments/configs/qwen3_8b.py:gist
           experiments/configs/qwen3_8b.py:lens --topology=cpu:8 --shapes`.
