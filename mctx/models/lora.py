@@ -9,6 +9,7 @@ learning rate can say as well.)
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -82,18 +83,24 @@ def tuned(params: dict[str, Any]) -> dict[str, Any]:
     return others
 
 
+def kernel(own: dict, name: str) -> jax.Array:
+    """W + A B of one layer's projection in its module's parameters, W where nothing is grafted:
+    [*in, *out], float32."""
+    whole = own[name]["kernel"].astype(jnp.float32)
+    if name + A not in own:
+        return whole
+    return whole + jnp.tensordot(*(own[name + one].astype(jnp.float32) for one in (A, B)), 1)
+
+
 def merge(base: dict, lora: dict) -> dict:
     """The base with W + A B in place of W: the same function, in the shape of any base.
 
     What is merged is summed in float32 and has the type of W again.
     """
-    flat = flatten_dict(base)
-    for path, a in flatten_dict(lora).items():
-        if path[-1].endswith(A):
-            target = path[-1].removesuffix(A)
-            b = lora["layers"][path[1]][target + B]
-            kernel = flat[*path[:-1], target, "kernel"]
-            product = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))
-            delta = product(jnp.float32(a), jnp.float32(b))
-            flat[*path[:-1], target, "kernel"] = (kernel + delta).astype(kernel.dtype)
+    flat, grafted = flatten_dict(base), graft(base, lora)
+    for *of, name in flatten_dict(lora):
+        if name.endswith(A):
+            target = name.removesuffix(A)
+            made = jax.vmap(functools.partial(kernel, name=target))(grafted[of[0]][of[1]])
+            flat[*of, target, "kernel"] = made.astype(flat[*of, target, "kernel"].dtype)
     return unflatten_dict(flat)

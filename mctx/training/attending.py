@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mctx.focus.bank import Bank, BankShape, plain_context
+from mctx.models import lora
 from mctx.models.base import BaseConfig, Read, Rows, rotated
 from mctx.models.finder import queries_of
 from mctx.models.wrapped import Wrapped, read_behind
@@ -75,7 +76,7 @@ def _apart(model, params, bank, rows, said, end, tail):
 
 def said_norm(params: dict, values: jax.Array) -> jax.Array:
     """How much a value adds to the residual stream where it is all that is attended to: root mean
-    square over the query heads that read it, by the base's own projection, without a LoRA's.
+    square over the query heads that read it, by the base's output projection and what a LoRA adds.
 
     Args:
       params: of the base. values: [L, B, R, K, H].
@@ -85,12 +86,13 @@ def said_norm(params: dict, values: jax.Array) -> jax.Array:
     """
 
     def of_layer(layer):  # of a base that is sharded only one layer's weights are gathered at once
-        out, values = (x.astype(jnp.float32) for x in layer)  # [N, H, D], [B, R, K, H]
+        own, values = layer[0], layer[1].astype(jnp.float32)  # values: [B, R, K, H]
+        out = lora.kernel(own, "o")  # [N, H, D]
         out = out.reshape(values.shape[2], -1, *out.shape[1:])  # [K, G, H, D]
         gram = jnp.einsum("kghd,kgid->khi", out, out) / out.shape[1]
         return jnp.einsum("brkh,khi,brki->brk", values, gram, values)
 
-    squares = jax.lax.map(of_layer, (params["layers"]["attn"]["o"]["kernel"], values))
+    squares = jax.lax.map(of_layer, (params["layers"]["attn"], values))
     return jnp.sqrt(jnp.maximum(squares, 0)).transpose(1, 2, 0, 3)
 
 

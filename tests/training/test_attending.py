@@ -147,9 +147,17 @@ def test_every_continuation_is_judged_where_it_stands():
     np.testing.assert_allclose(both, np.mean(alone), rtol=1e-5)
 
 
-def test_a_value_counts_by_what_it_adds_to_the_residual_stream():
+@pytest.mark.parametrize("tuned", [False, True])
+def test_a_value_counts_by_what_it_adds_to_the_residual_stream(tuned):
     base = known()["base"]
-    out = np.asarray(base["layers"]["attn"]["o"]["kernel"], np.float32)  # [L, N, H, D]
+    merged = base
+    if tuned:
+        fresh = lora.init(lora.LoraConfig(rank=1, targets=("o",)), base, jax.random.key(0))
+        drawn = jax.tree.map(lambda x: x + 0.3, fresh)
+        base, merged = lora.graft(base, drawn), lora.merge(base, drawn)
+        before = known()["base"]["layers"]["attn"]["o"]["kernel"]
+        assert float(jnp.abs(merged["layers"]["attn"]["o"]["kernel"] - before).max()) > 0.05
+    out = np.asarray(merged["layers"]["attn"]["o"]["kernel"], np.float32)  # [L, N, H, D]
     layers, n, h, _ = out.shape
     heads = MODEL.base.n_kv_heads
     values = jax.random.normal(jax.random.key(3), (layers, 2, 5, heads, h))
