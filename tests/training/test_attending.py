@@ -71,11 +71,11 @@ def test_attention_is_what_the_base_itself_pays(kind):
 
 
 @jax.jit
-def choice(gistnet, text, tail, base):
+def choice(gistnet, text, tails, base):
     params = {"base": base, "gistnet": gistnet}
     shape = BankShape(GIST, text.shape[1] // GIST.block)
     bank = make_bank(MODEL, params, text)
-    return attending.choice(MODEL, shape, params, bank, tail[None])
+    return attending.choice(MODEL, shape, params, bank, tails)
 
 
 @pytest.mark.parametrize("length", [16, 32, 48])  # whole windows; 48 is no whole number of LOD3
@@ -83,10 +83,10 @@ def test_texts_side_by_side_are_judged_apart(length):
     """Two copies of a text are as one, whatever stands beside it is as alone."""
     text, tail = tiny.tokens(2, length), tiny.tokens(2, 6, seed=1)
     base, gistnet = known()["base"], known()["gistnet"]
-    both = choice(gistnet, text, tail, base)
-    alone = [choice(gistnet, text[i : i + 1], tail[i : i + 1], base) for i in (0, 1)]
+    both = choice(gistnet, text, tail[None], base)
+    alone = [choice(gistnet, text[i : i + 1], tail[None, i : i + 1], base) for i in (0, 1)]
     assert min(alone) - 1e-5 <= both <= max(alone) + 1e-5
-    twice = choice(gistnet, *(jnp.stack([x[0], x[0]]) for x in (text, tail)), base)
+    twice = choice(gistnet, text[jnp.array([0, 0])], tail[None, jnp.array([0, 0])], base)
     np.testing.assert_allclose(twice, alone[0], atol=1e-5)
 
 
@@ -98,7 +98,7 @@ def test_it_teaches_gists_and_not_who_looks():
 
     def loss(gistnet, own):
         base = lora.tuned({"base": known()["base"], "lora": {"base": own}})["base"]
-        return choice(gistnet, text, tail, base)
+        return choice(gistnet, text, tail[None], base)
 
     by_gists, by_lora = jax.jit(jax.grad(loss, argnums=(0, 1)))(known()["gistnet"], drawn)
     assert all(float(jnp.abs(x).max()) == 0 for x in jax.tree.leaves(by_lora))
@@ -137,11 +137,9 @@ def test_what_is_learned_is_kept():
 def test_every_continuation_is_judged_where_it_stands():
     """Windows are blind to each other: what follows the first asks as if that were all there is."""
     text, tails = tiny.tokens(1, 32), jnp.stack([tiny.tokens(1, 6, seed=i) for i in (1, 2)])
-    params = {part: tiny.drawn(MODEL, part) for part in ("base", "gistnet")}
-    shape, bank = BankShape(GIST, 32 // GIST.block), make_bank(MODEL, params, text)
-    both = attending.choice(MODEL, shape, params, bank, tails)
-    of = params["gistnet"], params["base"]
-    alone = [choice(of[0], text[:, :end], tail, of[1])
+    base, gistnet = known()["base"], known()["gistnet"]
+    both = choice(gistnet, text, tails, base)
+    alone = [choice(gistnet, text[:, :end], tail[None], base)
              for end, tail in zip((16, 32), tails, strict=True)]  # fmt: skip
     assert abs(float(alone[0] - alone[1])) > 1e-3
     np.testing.assert_allclose(both, np.mean(alone), rtol=1e-5)
