@@ -159,7 +159,7 @@ def read_streams(
 
 
 def measure(name: str, args, opened: Opened, text: tuple, command: str, out: Path) -> list[Path]:
-    """Runs one suite of segments; returns its result files: none where the window is too short."""
+    """Runs one suite of segments; returns its result files: none where there is nothing to tell."""
     suite, (streams, notes) = SUITES[name], text
     length = suite.length(opened.model)
     if length is None:
@@ -171,6 +171,8 @@ def measure(name: str, args, opened: Opened, text: tuple, command: str, out: Pat
     sources = sorted(set(segments.groups))
     listed = ", ".join(sources[:12]) + (f" and {len(sources) - 12} more" * (len(sources) > 12))
     told = f"{len(segments.tokens)} segments of {length:,} tokens out of: {listed}."
+    if not found:
+        print(f"{name}: left out, the base reads no better behind its context.", file=sys.stderr)
     made = []
     for measured, rows in found.items():
         result = results.labelled(measured, args.label)

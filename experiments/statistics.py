@@ -1,10 +1,17 @@
-"""Intervals: percentile bootstrap over segments or groups of them, seeded; Wilson's for shares."""
+"""Intervals: bootstrap over segments or groups of them, seeded; Wilson's for shares.
+
+A percentile bootstrap of few groups is too narrow: of eight it holds the mean nine times in ten
+where it says 95 %. So it is stretched about the value, as far as Student's t is wider than the
+normal distribution, and for what resampling leaves out of a variance (Hesterberg 2015, "What
+Teachers Should Know About the Bootstrap", arXiv:1411.5279).
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 DRAWS = 2000
 NORMAL_95 = 1.959964  # standard deviations on either side that hold 95 %
@@ -33,8 +40,17 @@ def ratio(
     tops, bottoms = (np.bincount(member, x, minlength=count) for x in (top, bottom))
     drawn = np.random.default_rng(seed).integers(count, size=(DRAWS, count))
     ratios = tops[drawn].sum(axis=1) / bottoms[drawn].sum(axis=1)
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return Interval(float(np.sum(top) / np.sum(bottom)), float(low), float(high))
+    value, (low, high) = np.sum(top) / np.sum(bottom), np.quantile(ratios, [0.025, 0.975])
+    wider = _wider(count)
+    ends = value + wider * (low - value), value + wider * (high - value)
+    return Interval(float(value), *map(float, ends))
+
+
+def _wider(groups: int) -> float:
+    """How much wider than its percentiles the interval of so many groups is."""
+    if groups < 2:
+        return 1.0  # there is none
+    return float(np.sqrt(groups / (groups - 1)) * stats.t.ppf(0.975, groups - 1) / NORMAL_95)
 
 
 def proportion(hits: np.ndarray) -> Interval:

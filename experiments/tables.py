@@ -92,11 +92,18 @@ def footer(result: Mapping) -> list[str]:
     """Where the numbers come from: one line of facts, then the result's own notes."""
     counts = {row.get("n") for row in result["rows"]} - {None}
     facts = [f"`{result['command']}`", f"seed {result['seed']}"]
-    facts += [f"commit {_short(result['commit'])}", _machine(result["machine"])]
+    facts += [_commits(result), _machine(result["machine"])]
     facts += [f"n = {n:,}" for n in counts if len(counts) == 1]
     if any(row.get(end) is not None for row in result["rows"] for end in ENDS):
         facts.append(f"[low, high]: {result.get('interval', INTERVAL)}")
     return [" · ".join(facts), *result.get("notes", [])]
+
+
+def _commits(result):
+    """Of the measurements, and of what told of them where that is another."""
+    told, made = result["commit"], result.get("records", {}).get("commits") or [result["commit"]]
+    of = f"commit {', '.join(map(_short, made))}"
+    return of if made == [told] else f"{of}, told of by {_short(told)}"
 
 
 def _short(commit: str) -> str:

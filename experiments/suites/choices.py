@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.statistics import ratio
+from experiments.statistics import interval, ratio
 from experiments.suites import Suite
 from experiments.suites.gists import NEAR, Protocol, length, looks, most_looked_at
 from experiments.suites.rows import in_batches
@@ -72,6 +72,8 @@ def measure(
     columns = in_batches(functools.partial(score, params), segments.tokens).T
     none, full, *each = columns.astype(np.float64)
     units = segments.units
+    if interval(none - full, units, seed).low <= 0:  # there is nothing to recover a part of
+        return {}
     rows = [
         row(f"1 in {n}", by, GAIN, ratio(none - nll, none - full, units, seed), len(nll), among=of)
         for (by, n, of), nll in zip(cases, each, strict=True)

@@ -23,10 +23,13 @@ def measured(
 ) -> tuple[dict[str, list[dict]], dict]:
     """Rows of a suite of segments by name of result, and what a result says of their record.
 
-    They are kept in OUT/segments.jsonl: an interrupted run, made again, goes on behind it.
+    They are kept in OUT/segments.jsonl: an interrupted run, made again, goes on behind it. Rows
+    are made of measurements by this code, so that of another commit does not find them.
     """
-    settings = {"fingerprints": fingerprints({i: opened.params[i] for i in suite.items})}
-    log = Log(out / SEGMENTS, settings, commit=entry.git_commit())
+    commit = entry.git_commit()
+    of = fingerprints({i: opened.params[i] for i in suite.items})
+    settings = {"fingerprints": of, "model": repr(opened.model), "commit": commit}
+    log = Log(out / SEGMENTS, settings, commit=commit)
     drawn = segments.units.tolist()  # what stands together in an interval
     facts = {"suite": name, "seed": seed, "text": digest(segments.tokens), "units": drawn}
     if log.get(facts) is None:
@@ -56,6 +59,7 @@ def ask(
     rows = suite.rows(records, plan)
     if not rows:
         raise UserError(f"{name}: no method is defined at these lengths: name others.")
+    known = [costs.get(trials.cost_facts(one, method)) for one in facts for method in plan.methods]
     told = labelled(name, label)
     path = out / f"{told}.json"
     entry.write_result(
@@ -73,7 +77,7 @@ def ask(
             "file": log.path.name,
             "settings": name_of(settings),
             "count": len(records),
-            "commits": sorted({record["commit"] for record in records}),
+            "commits": sorted({record["commit"] for record in [*records, *filter(None, known)]}),
         },
         settings=settings,
         plan=plan_facts(plan),
@@ -90,7 +94,8 @@ def settings_of(plan: Plan) -> dict:
     """What every record of a plan depends on; what differs between records is in their facts."""
     protocol = dataclasses.asdict(plan.protocol)
     del protocol["budget"]
-    return {"fingerprints": fingerprints(plan.opened.params), "protocol": protocol}
+    of, model = fingerprints(plan.opened.params), repr(plan.opened.model)
+    return {"fingerprints": of, "protocol": protocol, "model": model}
 
 
 def plan_facts(plan: Plan) -> dict:

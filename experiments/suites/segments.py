@@ -69,10 +69,11 @@ def _part_streams(directory: Path, vocab_size: int) -> Streams:
             f"{directory} has the token {largest}, but the vocabulary ends at {vocab_size - 1}: "
             "give the corpus made with this checkpoint's tokenizer."
         )
-    return {
-        names[package]: corpus.tokens[start:stop]
-        for package, (start, stop) in zip(used, corpus.packages, strict=True)
-    }
+    streams: dict[str, list[np.ndarray]] = {}
+    for package, (start, stop) in zip(used, corpus.packages, strict=True):
+        author = names[package].partition("/")[0]  # of a book, whose name is author/title
+        streams.setdefault(author, []).append(corpus.tokens[start:stop])
+    return {name: np.concatenate(parts) for name, parts in streams.items()}
 
 
 def held_out_streams(checkpoint: Path, tokens: int, tokenizer: Tokenizer) -> Streams:

@@ -65,6 +65,13 @@ def test_intervals_cover_the_mean_and_shrink_with_data():
     assert ratio(np.ones(5), np.full(5, 2.0)).value == 0.5
 
 
+@pytest.mark.parametrize("groups", [3, 5, 8, 20])
+def test_an_interval_of_few_groups_holds_the_mean_as_often_as_it_says(groups):
+    drawn = np.random.default_rng(0).normal(size=(400, groups))
+    held = [found.low <= 0 <= found.high for found in map(interval, drawn)]
+    assert 0.90 < np.mean(held) < 0.99
+
+
 def test_the_shipped_base_still_says_what_it_said():
     """A known NLL: any change to weights, tokenizer, loading or arithmetic moves it."""
     opened = open_checkpoint(SHIPPED, ("base",))

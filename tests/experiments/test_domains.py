@@ -43,8 +43,8 @@ def test_domains_are_opened_by_weight(folder):
 
 
 def test_evaluation_reads_the_validation_parts_of_all_domains(folder):
-    assert set(corpus_streams(folder, 400)) == {"A/valid", "code-valid"}
-    assert set(corpus_streams(folder / "books", 400)) == {"A/valid"}
+    assert set(corpus_streams(folder, 400)) == {"A", "code-valid"}
+    assert set(corpus_streams(folder / "books", 400)) == {"A"}
     assert set(corpus_streams(folder / "code/train", 400)) == {"code-train"}
 
 

@@ -95,6 +95,13 @@ def test_footer_says_where_the_numbers_come_from():
     assert "bootstrap" not in tables.footer(result(rows=[row("lens", 1.0)]))[0]
 
 
+def test_footer_says_which_code_measured_where_another_told_of_it():
+    facts = tables.footer(result(records={"commits": ["a" * 40, "b" * 40]}))[0]
+    assert "commit aaaaaaaaaa, bbbbbbbbbb, told of by c0ffeec0ff+" in facts
+    same = tables.footer(result(records={"commits": [result()["commit"]]}))[0]
+    assert same == tables.footer(result())[0]
+
+
 def test_a_bar_in_a_cell_does_not_end_it():
     assert r"a\|b" in tables.markdown_table(result(rows=[row("a|b", 1.0)]))
 
