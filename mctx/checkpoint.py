@@ -8,6 +8,7 @@
 
 import json
 import logging
+import math
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -84,14 +85,16 @@ def save(
     """Starts to write a step; it is durable after `manager.wait_until_finished()`.
 
     The arrays are copied to the host before this returns, and written by a thread. `score` tells
-    which steps are best, the least is; a step without one is kept for being new only.
+    which steps are best, the least is; a step without one, or with none that is finite, is kept
+    for being new only.
     """
     items = {
         item: ocp.args.StandardSave(params),
         "train": ocp.args.StandardSave(train),
         "config": ocp.args.JsonSave(config),
     }
-    metrics = None if score is None else {SCORE: score}
+    told = score is not None and math.isfinite(score)  # NaN would be the best of all, and stay it
+    metrics = {SCORE: score} if told else None
     manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
 
 

@@ -165,7 +165,7 @@ def test_the_item_that_cannot_be_resumed_is_named(tmp_path):
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
-    scores = {1: 3.0, 2: 1.0, 3: None, 4: 2.0, 5: None}
+    scores = {1: 3.0, 2: 1.0, 3: float("nan"), 4: 2.0, 5: None}
     with checkpoint.manager(tmp_path, keep=1, keep_best=1) as manager:
         for step, score in scores.items():
             checkpoint.save(manager, step, "base", *SMALL, CONFIG, score)

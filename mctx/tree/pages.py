@@ -149,7 +149,7 @@ class Pages:
             return np.full(len(rows), ABSENT)
         held = (slots != ABSENT) & (self._filled[slots] > offsets)
         self._clock += 1
-        self._used[slots] = self._clock  # slot ABSENT is the last one: it lives a little longer
+        self._used[slots[slots != ABSENT]] = self._clock
         return np.where(held, (slots << self._shift) + offsets, ABSENT)
 
     def take(self, places: np.ndarray) -> np.ndarray:
