@@ -32,11 +32,10 @@ from mctx.runtime.config import SessionConfig
 from mctx.runtime.rows import Tail, TailRows
 from mctx.runtime.windows import Found
 from mctx.tree.arrays import open_kvstore
-from mctx.tree.head import Head, HeadRecord, explained
+from mctx.tree.head import IDENTITY, Head, HeadRecord, explained
 from mctx.tree.store import Tree
 
 MAGIC, FORMAT = b"megacontext-session", 3
-IDENTITY = "identity"  # the note by which a tree is told from another at the same place
 # Settings that decide how fast a session is and how much memory it takes, never what it says.
 PACE = {
     *("cache_bytes", "device_bytes", "disk_bytes", "disk_folder"),
@@ -65,7 +64,7 @@ def save(session, name: str) -> None:
     key, own = key_of(name), session.tree.own
     session.cache.take_up(wait=True)
     session.storing.now()
-    if IDENTITY not in own.head.notes:
+    if IDENTITY not in own.head.notes:  # a tree of before every one had it
         own.commit(notes=own.head.notes | {IDENTITY: uuid.uuid4().hex})
     record = encode(Saved(_facts(session), _arrays(session)))
     with explained(f"Session {name} of {own.uri} cannot be written"):

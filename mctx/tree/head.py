@@ -29,6 +29,7 @@ FORMAT = 3
 MAGIC = b"megacontext-tree"
 KEY = "HEAD"
 INLINE = 64  # extents and spans that HEAD lists itself
+IDENTITY = "identity"  # the note by which a tree is told from another at the same place
 PLAIN = ("epoch", "writer", "edition", "retired", "notes")
 
 
@@ -121,6 +122,19 @@ class Head:
     def count(self, level: int) -> int:
         """Committed rows: tokens for level 0, gists above."""
         return count(self.extents[level])
+
+    @classmethod
+    def new(cls, spec: TreeSpec) -> "Head":
+        """Of a tree that nobody has taken yet."""
+        notes = {IDENTITY: uuid.uuid4().hex}
+        return cls(spec, epoch=0, writer="", extents=((),) * (spec.levels + 1), notes=notes)
+
+    def may_become(self, later: "Head") -> bool:
+        """Whether `later` is of this tree, and not of another that was made at its place."""
+        mine, since = self.notes.get(IDENTITY), later.notes.get(IDENTITY)
+        if later.epoch == self.epoch and later.writer != self.writer:  # trees without the note
+            return False
+        return later.epoch >= self.epoch and mine in (None, since) and later.spec == self.spec
 
     def taken_by(self, writer: str, epochs: int = 1) -> "Head":
         """The same tree under `epochs` more epochs, which belong to `writer`."""

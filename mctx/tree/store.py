@@ -97,8 +97,7 @@ class Tree(View):
             raise TreeError(f"There is a tree at {uri} already; open it or choose another path.")
         if stored.has_remains(kvstore, uri):
             raise TreeError(f"{uri} holds parts of a tree without its HEAD; choose an empty path.")
-        empty = Head(spec, epoch=0, writer="", extents=((),) * (spec.levels + 1))
-        taken = record.take(empty, generation)
+        taken = record.take(Head.new(spec), generation)
         return cls(uri, kvstore, record, *taken, bulk=bulk, mirror=mirror)
 
     @classmethod
@@ -173,7 +172,7 @@ class Tree(View):
         if self.writable:
             raise error
         head = self._record.read()[0]
-        if head is None or head.extents == state.head.extents or head.spec != state.head.spec:
+        if head is None or head.extents == state.head.extents or not state.head.may_become(head):
             raise error
         if head.edition != state.edition:
             raise TreeError(
@@ -193,7 +192,7 @@ class Tree(View):
         another tree lies at its place.
         """
         head, known = self._record.read()[0], self._state.head
-        if head is None or head.spec != known.spec or head.epoch < known.epoch:
+        if head is None or not known.may_become(head):
             raise TreeError(f"The tree at {self.uri} was removed or replaced; open it again.")
         if self.writable:
             self._check_own(head)

@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -261,6 +262,22 @@ def test_a_reader_notices_that_its_tree_was_replaced(tmp_path):
     with pytest.raises(TreeError, match="removed or replaced"):
         reader.refresh()
     Tree.create(tmp_path, FLAT).close()
+    with pytest.raises(TreeError, match="removed or replaced"):
+        reader.refresh()
+
+
+@pytest.mark.parametrize("epochs, noted", [(1, True), (3, True), (1, False)])
+def test_a_reader_tells_its_tree_from_one_of_the_same_models_at_its_place(epochs, noted, tmp_path):
+    with Tree.create(tmp_path, SPEC) as first:
+        history.append(first, 40)
+        if not noted:  # a tree of before every one had an identity
+            first.commit(notes={})
+    reader = Tree.open(tmp_path)
+    shutil.rmtree(tmp_path)
+    with Tree.create(tmp_path, SPEC) as second:
+        history.append(second, 60)
+    for _ in range(epochs - 1):
+        Tree.open(tmp_path, "w").close()
     with pytest.raises(TreeError, match="removed or replaced"):
         reader.refresh()
 
