@@ -14,8 +14,11 @@ Every step leaves a valid tree. Interrupted, a compaction is simply run again: w
 published stays, and folders that nobody refers to are retired by the next one.
 """
 
+import json
+import math
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -41,7 +44,8 @@ class Compacted(NamedTuple):
 
 
 def usage(tree: Tree) -> dict[int, tuple[int, int]]:
-    """By epoch, bytes of the rows that the history refers to, and of all up to the last of them."""
+    """By epoch, bytes of the rows that the history refers to, and of all up to the last of them; of
+    a level none of whose rows in the epoch it refers to, as after a rebuild, of all files."""
     found: dict[int, tuple[int, int]] = {}
     for level in range(tree.spec.levels + 1):
         row, table = stored.row_bytes(tree.spec, level), tree.extents(level).table
@@ -50,6 +54,10 @@ def usage(tree: Tree) -> dict[int, tuple[int, int]]:
             used, size = found.get(epoch, (0, 0))
             last = int((here[:, 2] + here[:, 3]).max())
             found[epoch] = used + rows * row, size + last * row
+    for (level, epoch), files in _files(tree).items():
+        if epoch in found and epoch not in stored_rows(tree.extents(level)):
+            used, size = found[epoch]
+            found[epoch] = used, size + files * _file_bytes(tree, level, epoch)
     return found
 
 
@@ -139,7 +147,26 @@ def _retire(tree: Tree, grace: float) -> tuple[tuple[int, ...], tuple[int, ...]]
 
 def _folders(kvstore: ts.KvStore, uri: str) -> set[int]:
     """The epochs that have a folder with anything in it."""
+    return {int(match[1]) for match in _listing(kvstore, uri, rb"epoch-(\d+)/")}
+
+
+def _files(tree: Tree) -> Counter[tuple[int, int]]:
+    """How many files the arrays have, by level and epoch."""
+    named = _listing(tree.kvstore, tree.uri, rb"epoch-(\d+)/(?:tokens|lod(\d+))/c\.")
+    return Counter((int(match[2] or 0), int(match[1])) for match in named)
+
+
+def _file_bytes(tree: Tree, level: int, epoch: int) -> int:
+    """Of a full file of an array, which may be of a tree of other gists than now."""
+    key = f"{stored.array_folder(level, epoch)}zarr.json"
+    with explained(f"{key} of {tree.uri} cannot be read"):
+        facts = json.loads(tree.kvstore.read(key).result().value)
+        shape = facts["chunk_grid"]["configuration"]["chunk_shape"]
+        return math.prod(shape) * np.dtype(facts["data_type"]).itemsize
+
+
+def _listing(kvstore: ts.KvStore, uri: str, pattern: bytes) -> list[re.Match]:
+    """What of the keys of all epochs begins as wanted."""
     with explained(f"{uri} cannot be listed"):
         keys = kvstore.list(ts.KvStore.KeyRange("epoch-", "epoch.")).result()
-    found = (re.match(rb"epoch-(\d+)/", key) for key in keys)
-    return {int(match[1]) for match in found if match}
+    return [match for match in (re.match(pattern, key) for key in keys) if match]

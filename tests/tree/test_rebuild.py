@@ -8,6 +8,7 @@ import pytest
 
 from mctx.tree import rebuild as rebuilding
 from mctx.tree.arrays import open_kvstore
+from mctx.tree.compact import compact
 from mctx.tree.head import TreeError
 from mctx.tree.ingest import Ingest, tree_spec
 from mctx.tree.rebuild import rebuild
@@ -58,6 +59,22 @@ def assert_same(tree: Tree, expected: Tree) -> None:
 @pytest.fixture
 def wanted(other) -> Tree:
     return filled(other, "others")
+
+
+def test_what_a_rebuild_has_replaced_is_given_back(other):
+    with Tree.create(place(), tree_spec(MODEL, "models")) as tree:
+        for _ in Ingest(PlainReader(), tree).feed(text(25 * WINDOW)):
+            pass
+    rebuild(tree.uri, other, "others")
+    gists = Tree.open(tree.uri).gather(1, np.arange(30))
+    with Tree.open(tree.uri, "w") as remade:
+        assert compact(remade, grace=0).wasted > 0
+    left = open_kvstore(tree.uri).list().result()
+    assert not any(key.startswith(b"epoch-00000001/") for key in left)
+    np.testing.assert_array_equal(Tree.open(tree.uri).gather(1, np.arange(30)), gists)
+    assert verify(tree.uri).problems == []
+    with Tree.open(tree.uri, "w") as remade:
+        assert compact(remade, grace=0).wasted == 0
 
 
 def test_the_new_gists_are_those_the_new_models_make(other, wanted):
