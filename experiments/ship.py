@@ -54,6 +54,12 @@ def judgements(workdir: Path, phases: Iterable[str], hardware: str) -> dict[str,
         rows = [row for row in logged if measure in row]
         if not rows:
             raise UserError(f"{workdir / phase} holds no {measure}: train phase '{phase}' there.")
+        newest = checkpoint.latest_step(workdir / phase, ITEM[phase])
+        if newest != rows[-1]["step"]:
+            raise UserError(
+                f"phase '{phase}' of {workdir} was judged at step {rows[-1]['step']} and stopped "
+                f"at {newest}: finish it there."
+            )
         value, base = rows[-1][measure], rows[-1][control]
         found[phase] = {
             "measure": measure.removeprefix("eval/"),
@@ -99,6 +105,11 @@ def check_fit(workdir: Path, own: tuple[str, ...], init: Path | None) -> None:
     order = tuple(JUDGED)
     for phase in order:
         config, when = saved[phase]
+        if phase in own and "lora" in config:
+            raise UserError(
+                f"phase '{phase}' of {workdir} was trained on a base with its LoRA, and none is "
+                "shipped: train it with --config.with_lora=False."
+            )
         for needed in order[: order.index(phase)]:
             there, then = saved[needed]
             if phase not in own and needed in own:

@@ -18,12 +18,11 @@ with MCTX_STOPPED_STATUS); the same command goes on, on any number of devices an
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict, config_dict
@@ -41,18 +40,24 @@ from mctx.training.sources import Sources
 
 CONFIG_FILE = "config.json"  # of a phase's folder
 PHASES = ("base", "gist", "lens", "mof", "lora")
-DEFAULTS = {
-    "init": config_dict.placeholder(str),
-    "devices": config_dict.placeholder(int),  # expected, of all processes
-    "base_dtype": "float32",  # in which a frozen base is held
-    "with_lora": False,  # train on the base as the `lora` item has it
-    "train": asdict(TrainSettings(steps=0, learning_rate=0.0)),
-}
+OWN = {phase: (phase,) for phase in PHASES} | {"gist": ("gist", "window")}  # sections it settles
+AFTER_LORA = ("lens", "mof")
+
+
+def defaults() -> dict:
+    """Every setting that a config need not give; anew, for a placeholder keeps what it is given."""
+    return {
+        "init": config_dict.placeholder(str),
+        "devices": config_dict.placeholder(int),  # expected, of all processes
+        "base_dtype": "float32",  # in which a frozen base is held
+        "with_lora": False,  # train on the base as the `lora` item has it
+        "train": asdict(TrainSettings(steps=0, learning_rate=0.0)),
+    }
 
 
 def over_defaults(given: ConfigDict) -> ConfigDict:
     """Every setting that there is; those of `given` as it has them."""
-    config = ConfigDict(DEFAULTS)
+    config = ConfigDict(defaults())
     config.update(given)
     return config
 
@@ -60,12 +65,20 @@ def over_defaults(given: ConfigDict) -> ConfigDict:
 def configuration(path: Path, overrides: list[str]) -> ConfigDict:
     """The config file over the defaults, so that every setting can be overridden; then checked."""
     config = entry.override(over_defaults(entry.load_config(path)), overrides)
-    unknown = sorted(set(config.train) - set(DEFAULTS["train"]))
+    known = defaults()["train"]
+    unknown = sorted(set(config.train) - set(known))
     if unknown:
-        settings = ", ".join(DEFAULTS["train"])
+        settings = ", ".join(known)
         raise UserError(f"{path} sets train.{unknown[0]}, but there are only {settings}.")
     if config.phase not in PHASES:
         raise UserError(f"there is no phase '{config.phase}': use one of {', '.join(PHASES)}.")
+    if config.init and config.phase == "base":
+        raise UserError("phase base begins from nothing: leave --config.init out.")
+    if config.with_lora and config.phase not in AFTER_LORA:
+        raise UserError(
+            f"phase {config.phase} cannot be trained on a LoRA: leave --config.with_lora out; "
+            f"phases {' and '.join(AFTER_LORA)} can."
+        )
     if config.corpus is None:
         raise UserError("no corpus: give --config.corpus=DIR, made with `python -m data.corpus`.")
     return config
@@ -155,16 +168,36 @@ def save_config(config: ConfigDict, directory: Path) -> None:
     (directory / CONFIG_FILE).write_text(settings + "\n", encoding="utf-8")
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def check_used(config: ConfigDict, overrides: Sequence[str], used: dict) -> None:
+    """Raises UserError where an override asks for what a part trained before has settled: `used`,
+    the model configs of all parts."""
+    for text in overrides:
+        name = text.removeprefix(entry.PREFIX).partition("=")[0]
+        part, *keys = name.split(".")
+        if part in OWN[config.phase] or part not in used:
+            continue
+        asked, settled = config[part], used[part]
+        for key in keys:
+            asked, settled = asked[key], settled[key]
+        if json.dumps(settled) != json.dumps(asked):  # of which a list is a tuple
+            raise UserError(
+                f"{name} is {settled} in the parts trained before and cannot become {asked}: leave "
+                f"{entry.PREFIX}{name} out, or train those parts anew."
+            )
+
+
+def run(config: ConfigDict, workdir: Path, overrides: Sequence[str] = ()) -> None:
     """Trains the phase that a checked config describes, from its latest step in `workdir`."""
     sources = open_sources(config, workdir)
     phase = importlib.import_module(f"mctx.training.{config.phase}").phase(config, sources)
+    check_used(config, overrides, phase.config)
     tokenizer = Tokenizer.load(next(iter(domains_of(config.corpus).values())) / "train")
-    if jax.process_index() == 0:
-        (workdir / phase.name).mkdir(parents=True, exist_ok=True)
-        tokenizer.save(workdir / phase.name)
-        save_config(config, workdir / phase.name)
-    train(phase, TrainSettings(**config.train), workdir)
+
+    def begins(directory):
+        tokenizer.save(directory)
+        save_config(config, directory)
+
+    train(phase, TrainSettings(**config.train), workdir, begins)
 
 
 def main() -> None:
@@ -177,7 +210,7 @@ def main() -> None:
     processes.join()
     processes.check_devices(config.devices)
     try:
-        run(config, arguments.workdir)
+        run(config, arguments.workdir, overrides)
     except Preempted:
         raise SystemExit(stopped) from None
 

@@ -25,6 +25,7 @@ Rule = Callable[[tuple[int, ...], Mesh], PartitionSpec]
 
 LARGE = 2**18  # elements; below this a split costs more in messages than it saves in memory
 BATCH = ("data", "fsdp")  # the axes over which a batch is split
+SHARES = (BATCH, ("fsdp",), ("data",))  # the ways to split rows
 PINNED = "pinned_host"  # the kind of memory
 HEAD = "head"  # the axis over which working contexts are, where there is one
 
@@ -110,6 +111,21 @@ def whole(x: Any) -> Any:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
+def by_rows(tree: Any) -> Any:
+    """Inside `jit`, arrays [n, …] whose rows are shared out, as a batch's are, over as many devices
+    as n is a multiple of; what comes from the host would else be whole on every one of them."""
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def shared(x):
+        ways = {axes: math.prod(mesh.shape.get(axis, 1) for axis in axes) for axes in SHARES}
+        fit = [axes for axes in SHARES if ways[axes] > 1 and x.shape[0] % ways[axes] == 0]
+        if not fit:
+            return x
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(max(fit, key=ways.get)))
+
+    return jax.tree.map(shared, tree)
 
 
 def place(tree: Any, mesh: Mesh, rule: Rule = shard_large) -> Any:

@@ -29,6 +29,19 @@ def test_working_contexts_in_turn_or_on_an_axis_of_their_own():
     np.testing.assert_array_equal(spread, sharding.over_heads(jnp.cumsum, x))
 
 
+@pytest.mark.parametrize(
+    ("rows", "axes"),
+    [(16, ("data", "fsdp")), (4, ("fsdp",)), (6, ("data",)), (3, None)],
+)
+def test_rows_from_the_host_are_shared_out_over_as_many_devices_as_can_be(rows, axes):
+    x = np.arange(3.0 * rows).reshape(rows, 3)
+    with jax.set_mesh(sharding.mesh(data=2, fsdp=4)):
+        squares = jax.jit(lambda x: sharding.by_rows({"x": x})["x"] ** 2)(x)
+    assert squares.sharding.spec == (PartitionSpec(axes) if axes else PartitionSpec())
+    np.testing.assert_array_equal(squares, x**2)
+    np.testing.assert_array_equal(sharding.by_rows(x), x)  # without a mesh
+
+
 @pytest.mark.parametrize("sizes", [(3, 3), (0, 1), (-1, 0), (-1, 9), (-2, 2), (2, 2, 3)])
 def test_mesh_that_does_not_fit(sizes):
     with pytest.raises(UserError, match="does not fit the 8 visible"):

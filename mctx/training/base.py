@@ -8,7 +8,7 @@ import numpy as np
 
 from mctx.models.base import token_nll
 from mctx.models.wrapped import init_part
-from mctx.sharding import whole
+from mctx.sharding import by_rows, whole
 from mctx.training.loop import Phase
 from mctx.training.sources import Sources, per_domain, wrapped_from
 
@@ -40,7 +40,7 @@ def phase(config, sources: Sources) -> Phase:
         return value, {"nll": value}
 
     tokens = with_prefix(sources.held_out(length, config.eval_segments, 0, 0, slice(None)))
-    score = jax.jit(lambda params, tokens: whole(nll(params, tokens)))
+    score = jax.jit(lambda params, tokens: whole(nll(params, by_rows(tokens))))
 
     def evaluate(params, frozen):
         pieces = np.array_split(tokens, max(1, len(tokens) // config.eval_batch))

@@ -36,7 +36,7 @@ from mctx.models.wrapped import (
     read_windows,
     tail_nll,
 )
-from mctx.sharding import whole
+from mctx.sharding import by_rows, whole
 from mctx.training import shown as layouts
 from mctx.training.attending import choice
 from mctx.training.loop import Phase
@@ -94,6 +94,11 @@ def reading(
             f"mixture.levels has {len(mixture.levels)} levels, but gist.fanouts only "
             f"{model.gist.levels}: give as many, or fewer."
         )
+    if config.history < model.window or config.history % model.window:
+        raise UserError(
+            f"a history of {config.history} tokens is not one of whole windows of {model.window}: "
+            "make config.history a multiple of that."
+        )
     length = config.history + config.tail + 1
     capacity = layouts.most_rows(shape, focus, mixture)
     pool = layouts.allocated(shape, focus, jax.random.key(config.train.seed), LAYOUTS)
@@ -110,8 +115,8 @@ def reading(
         shown = draw(keys[0], tails.shape[:2])
         hidden = behind(params, bank, shown, tails)  # [J, B, T, D]
         targets = tails[:, :, 1:]
-        flat = (x.reshape(-1, *x.shape[2:]) for x in (hidden, targets))
-        nll = token_nll(params["base"], *flat).mean()
+        # Of each tail apart: merged with the batch, what is split by rows would be gathered.
+        nll = jax.vmap(functools.partial(token_nll, params["base"]))(hidden, targets).mean()
         again = reconstruction(model, params, bank, history, keys[1], config.blocks).mean()
         parts = {"nll": nll, "reconstruction": again}
         if config.teacher:  # a reading of the whole text, which not everyone wants to pay
@@ -127,8 +132,8 @@ def reading(
         was."""
         taught = read_whole(model, frozen, tokens[:, :-1])
         taught = split(taught, config.history, model.window, config.tail - 1)[1]
-        flat = (x.reshape(-1, *x.shape[2:]) for x in (hidden, taught))
-        return token_divergence(params["base"], *flat).mean()
+        apart = functools.partial(token_divergence, params["base"])
+        return jax.vmap(apart)(hidden, taught).mean()
 
     def behind(params, bank, shown, tails):
         """What the base makes of every tail behind what is shown of one bank."""
@@ -142,7 +147,7 @@ def reading(
     def draw(key, size):
         """Layouts [tails, B, N]; some of those before the last tail are the real allocator's."""
         tails, b = size
-        *keys, real_key = jax.random.split(key, tails + 1)
+        *keys, which, real_key = jax.random.split(key, tails + 2)
         per_window = model.window // model.gist.block
         drawn = [
             layouts.one_level(shape, mixture, k, b, (i + 1) * per_window)
@@ -151,7 +156,7 @@ def reading(
         if not config.mixture.allocator:
             return jnp.stack(drawn)
         real = pool[jax.random.randint(real_key, (b,), 0, len(pool))]
-        use_real = jnp.arange(b)[:, None] < config.mixture.allocator * b
+        use_real = jax.random.bernoulli(which, config.mixture.allocator, (b, 1))
         drawn[-1] = jnp.where(use_real, real, drawn[-1])
         return jnp.stack(drawn)
 
@@ -260,6 +265,7 @@ def nll_by_level(model, shape: BankShape, params: dict, tokens: np.ndarray) -> d
 
 @functools.partial(jax.jit, static_argnums=(0, 1))  # here, or every evaluation would compile it
 def _nll_behind(model, shape, params, history, tail, chosen):
+    history, tail = by_rows((history, tail))
     bank = make_bank(model, params, history)
     shown = jnp.broadcast_to(chosen, (len(history), len(chosen)))
     context, start = context_of(shape, bank, shown)

@@ -27,7 +27,7 @@ from mctx.models.base import Rows
 from mctx.models.finder import found_in, nothing_found
 from mctx.models.lensnet import Nodes, seen, utility
 from mctx.models.wrapped import Wrapped, init_part
-from mctx.sharding import whole
+from mctx.sharding import by_rows, whole
 from mctx.training.labels import label_history
 from mctx.training.loop import Phase
 from mctx.training.shown import node_utility
@@ -88,6 +88,7 @@ def judging(config, sources: Sources, model: Wrapped, shape: BankShape) -> Calla
 
     @jax.jit
     def score_texts(params, frozen, batch):
+        batch = by_rows(batch)
         seen = look(model, shape, config.recent, frozen, batch)
         labels = gated(model, config, frozen, seen, len(batch["tokens"]), jax.random.key(0))
         chance = {"random": jax.random.uniform(jax.random.key(1), labels.shape)}
@@ -97,6 +98,7 @@ def judging(config, sources: Sources, model: Wrapped, shape: BankShape) -> Calla
 
     @jax.jit
     def score_questions(params, frozen, batch):
+        batch = by_rows(batch)
         seen = look(model, shape, config.recent, frozen, batch)
         support = batch["support"][:, :candidates]
         every = guesses(params, seen)

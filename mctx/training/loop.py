@@ -75,8 +75,15 @@ class Preempted(SystemExit):
     """The run was told to stop and its state is saved; uncaught, the program exits with 0."""
 
 
-def train(phase: Phase, settings: TrainSettings, workdir: str | Path) -> Params:
+def train(
+    phase: Phase,
+    settings: TrainSettings,
+    workdir: str | Path,
+    begins: Callable[[Path], None] | None = None,
+) -> Params:
     """Trains `phase` in WORKDIR/<phase.name>, going on from its latest checkpoint if it has one.
+
+    `begins` is told that folder by the leading process, once it is sure that the run can begin.
 
     Returns the trained parameters, placed on the mesh. SIGTERM saves and raises Preempted.
     Raises UserError for sizes that do not fit, for a checkpoint of another configuration, and
@@ -97,6 +104,8 @@ def train(phase: Phase, settings: TrainSettings, workdir: str | Path) -> Params:
         frozen = sharding.place(phase.frozen, mesh)
         wanted = abstract_state(phase, settings, mesh)
         state = _initial_state(phase, settings, wanted, frozen, manager)
+        if begins and jax.process_index() == 0:
+            begins(directory)
         start = int(state.step)
         saver = _Saver(phase, settings, manager, start)
         report.begin(start, _summary(phase, state, frozen, mesh))
@@ -138,7 +147,8 @@ class _Saver:
     """Writes the checkpoints of one run, each step once."""
 
     def __init__(self, phase: Phase, settings: TrainSettings, manager, start: int):
-        self._phase, self._settings, self._manager, self._saved = phase, settings, manager, start
+        self._phase, self._settings, self._manager = phase, settings, manager
+        self._saved = start or None  # a run that begins has saved nothing
 
     def save(self, state: State, step: int, values: dict[str, float] | None = None) -> None:
         """`values` are those of an evaluation at this step, if there was one."""

@@ -21,7 +21,7 @@ from mctx.models.base import token_nll
 from mctx.models.lensnet import utility
 from mctx.models.router import route
 from mctx.models.wrapped import Wrapped, init_part, read_behind
-from mctx.sharding import over_heads, whole
+from mctx.sharding import by_rows, over_heads, whole
 from mctx.training.lens import bank_nodes
 from mctx.training.loop import Phase
 from mctx.training.shown import descend
@@ -60,7 +60,7 @@ def phase(config, sources: Sources) -> Phase:
 
     @jax.jit
     def score(params, frozen, tokens):
-        return whole(loss(params, frozen, {"tokens": tokens}, None)[1])
+        return whole(loss(params, frozen, {"tokens": by_rows(tokens)}, None)[1])
 
     def evaluate(params, frozen):
         return scored(
@@ -125,10 +125,7 @@ def read_views(
 
 def view_nll(frozen: dict, views: Views) -> jax.Array:
     """[H, B, T], every head on its own."""
-    heads, b = views.hidden.shape[:2]
-    flat = views.hidden.reshape(heads * b, *views.hidden.shape[2:])
-    nll = token_nll(frozen["base"], flat, jnp.tile(views.targets, (heads, 1)))
-    return nll.reshape(heads, b, -1)
+    return jax.vmap(lambda hidden: token_nll(frozen["base"], hidden, views.targets))(views.hidden)
 
 
 def merged_nll(

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from experiments import entry
-from experiments.train import configuration
+from experiments.train import check_used, configuration
 from mctx.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -88,12 +89,27 @@ def test_every_train_setting_can_be_overridden(file):
         (("", ""), "no corpus"),
         (('"phase": "base"', '"phase": "bass"'), "no phase 'bass'"),
         (('"steps": 10', '"stesp": 10'), r"train.stesp, but there are only steps"),
+        (('"phase"', '"init": "a", "phase"'), "phase base begins from nothing"),
+        (('"phase": "base"', '"phase": "gist", "with_lora": True'), "gist cannot be trained on"),
     ],
 )
 def test_configs_that_cannot_be_trained(file, change, sentence):
     file.write_text(CONFIG.replace(*change) if change[0] else CONFIG)
     with pytest.raises(UserError, match=sentence):
         configuration(file, [])
+
+
+def test_what_was_settled_before_cannot_be_overridden():
+    used = {"base": {"window": 64, "prefix": (0,)}, "gist": {"slots": (8, 8)}, "window": 32}
+    config = ConfigDict({"phase": "lens", "window": 16, "gist": {"slots": 8}, "train": {}})
+    config.base = {"window": 16, "prefix": (0,)}
+    check_used(config, [], used)
+    check_used(config, ["--config.base.prefix=(0,)", "--config.train.steps=3"], used)
+    for name, value in (("base.window", 64), ("window", 32)):
+        with pytest.raises(UserError, match=f"{name} is {value} .* and cannot become 16"):
+            check_used(config, [f"--config.{name}=16"], used)
+    config.phase = "gist"
+    check_used(config, ["--config.gist.slots=8", "--config.window=16"], used)  # its own
 
 
 def test_configs_of_the_project_can_be_trained():

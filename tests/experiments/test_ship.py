@@ -86,6 +86,24 @@ def test_all_phases_of_a_workdir_are_judged_and_shipped(whole):
     assert "Hardware: two H200." in (whole / "shipped/CARD.md").read_text()
 
 
+def test_what_was_trained_on_a_lora_is_not_shipped_without_it(whole, tmp_path):
+    shutil.copytree(whole / "phases", tmp_path / "w")
+    shutil.rmtree(tmp_path / "w/mof")
+    train(tmp_path / "w", "mof", 2, lora={"rank": 1, "along": True})
+    with pytest.raises(UserError, match="'mof' of .* with --config.with_lora=False"):
+        ship.ship(tmp_path / "w", whole / "corpus", tmp_path / "out", "here")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_went_on_behind_its_evaluation_is_not_shipped(whole, tmp_path):
+    shutil.copytree(whole / "phases", tmp_path / "w")
+    with checkpoint.manager(tmp_path / "w/mof") as manager:
+        params = tiny.drawn(tiny.MODEL, "mof", 3)
+        checkpoint.save(manager, 12, "mof", params, {"n": np.zeros(1)}, MODEL)
+    with pytest.raises(UserError, match="judged at step 9 and stopped at 12: finish it"):
+        ship.ship(tmp_path / "w", whole / "corpus", tmp_path / "out", "here")
+
+
 @pytest.mark.parametrize("new", [("mof",), ("gist", "lens", "mof")])
 def test_what_a_workdir_lacks_is_the_checkpoints_as_it_is(bare, tmp_path, new):
     fresh = {ship.ITEM[p]: train(tmp_path / "w", p, 2, **trained_of(bare)) for p in new}

@@ -12,9 +12,9 @@ from mctx.training.loop import TrainSettings
 @pytest.mark.parametrize("phase", toy.PHASES)
 def test_a_toy_phase_has_every_setting(phase, tmp_path):
     config = toy.config(phase, tmp_path)
-    assert set(train.DEFAULTS) <= set(config) and config.phase == phase
+    assert set(train.defaults()) <= set(config) and config.phase == phase
     settings = TrainSettings(**config.train)
-    assert 0 < settings.steps <= 60 and settings.data == train.DEFAULTS["train"]["data"]
+    assert 0 < settings.steps <= 60 and settings.data == train.defaults()["train"]["data"]
     assert train.on_mesh(config)["place"]((2, 2)).mesh.size >= 1
 
 

@@ -214,12 +214,13 @@ def test_train_passes_the_frozen_items_it_was_given(whole_run, tmp_path):
     np.testing.assert_array_equal(other.frozen["base"]["kernel"], 2 * np.eye(WIDTH))
 
 
-def test_a_step_that_is_not_finite_stops_the_run_before_it(tmp_path):
+@pytest.mark.parametrize("bad", [0, 4])
+def test_a_step_that_is_not_finite_stops_the_run_before_it(tmp_path, bad):
     def poisoned(step, rows):
         batch = make_batch(step, rows)
-        return batch | {"y": batch["y"] + (np.nan if step == 4 else 0)}
+        return batch | {"y": batch["y"] + (np.nan if step == bad else 0)}
 
-    with pytest.raises(UserError, match=r"step 4 .*lens/4"):
+    with pytest.raises(UserError, match=rf"step {bad} .*lens/{bad}"):
         train(replace(PHASE, batch=poisoned), SETTINGS, tmp_path)
     healthy = train(PHASE, replace(SETTINGS, save_every=4), tmp_path / "healthy")
     assert_same(train(PHASE, SETTINGS, tmp_path), healthy)  # goes on from before the failure
