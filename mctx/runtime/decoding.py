@@ -115,6 +115,8 @@ class Drawing:
                 self._go_on([line for line in self._lines if line.over])
         except Exception:
             for line in self._lines:  # what a step was reading is lost with it
+                if not line.ended:
+                    line.session.owed.unread += line.handed
                 line.ended = True
             raise
         finally:
@@ -187,7 +189,7 @@ class Drawing:
 
     def _known(self, line) -> Iterator[tuple[Line, int]]:
         """Tokens of a line that are waited for; where they are the piece's last, it is history."""
-        while line.waiting and (len(line.waiting) > AHEAD or not line.wants):
+        while line.waiting and not line.ended and (len(line.waiting) > AHEAD or not line.wants):
             token = int(np.asarray(line.waiting.popleft().token)[line.lane])
             if token == line.session.opened.tokenizer.eot_id:
                 self.end(line)

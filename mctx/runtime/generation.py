@@ -105,8 +105,9 @@ class Words:
         self._held += whole[self._taken :]
         self._taken = max(self._taken, len(whole))
         if len(self._ids) >= 2 * CONTEXT and whole == text:
-            self._ids = self._ids[-CONTEXT:]
-            self._taken = len(self._decode(self._ids))
+            shorter = self._decode(self._ids[-CONTEXT:])
+            if text.endswith(shorter):  # else bytes of a character would be cut from its others
+                self._ids, self._taken = self._ids[-CONTEXT:], len(shorter)
         ends = [self._held.find(one) for one in self._stop if one in self._held]
         if ends:
             self._held, self.ended = self._held[: min(ends)], True

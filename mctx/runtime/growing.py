@@ -29,7 +29,7 @@ def read_through(session, tokens: np.ndarray) -> list[tuple]:
 
 def growing(session, tokens: np.ndarray = NOTHING) -> Steps[None]:
     """Complete blocks: rows to the cache, states to the query, a node each; then refocus."""
-    session.behind = True
+    session.owed.behind = True
     session.ingestion.add(tokens)
     ahead = session.ahead
     if not ahead.foresees:
@@ -42,7 +42,7 @@ def growing(session, tokens: np.ndarray = NOTHING) -> Steps[None]:
     fresh = session.tree.blocks - session.blocks
     if fresh > session.config.every:  # of a text whose ingest failed half way
         return session.seek(session.tree.blocks)
-    session.blocks, session.behind = session.tree.blocks, False
+    session.blocks, session.owed.behind = session.tree.blocks, False
     if fresh:
         session.layouts = ahead.appended(session, session.blocks, fresh)
         session.fresh += fresh

@@ -42,9 +42,11 @@ from mctx.runtime.assembly import Assembly, GistRows
 from mctx.runtime.cache import BlockCache
 from mctx.runtime.config import SessionConfig, check, focus_configs
 from mctx.runtime.finding import finders_of
+from mctx.runtime.ids import ids_of
 from mctx.runtime.lanes import Lanes, lanes_for
 from mctx.runtime.memory import room_for
 from mctx.runtime.opening import open_history
+from mctx.runtime.readiness import Owed, check_end, leave_stream, ready
 from mctx.runtime.sampling import Sampling
 from mctx.runtime.shelf import Shelf
 from mctx.runtime.spending import Spending
@@ -119,9 +121,7 @@ class Session:
         self.shelves: dict[FocusConfig, Shelf] = {}
         self.looks: dict[tuple, tuple] = {}
         self.refocuses, self.ahead = 0, Ahead()
-        self._owed = self.behind = False
-        # Nothing that a session holds holds it: its memory is free as soon as it is let go.
-        self._drawing: Callable[[], decoding.Line | None] = lambda: None
+        self.owed = Owed()
         if saved:
             saved(self)
         else:
@@ -146,7 +146,7 @@ class Session:
 
         That is atomic: whoever dies meanwhile leaves the older one or the new one.
         """
-        self._ready()
+        ready(self)
         saving.save(self, name)
 
     @functools.cached_property
@@ -169,9 +169,9 @@ class Session:
 
     def ingest(self, text: str | np.ndarray) -> int:
         """Adds text or ids to the history without predicting it, commits; returns tokens added."""
-        self._ready(grows=True)
-        tokens = self._ids(text)
-        self.behind = True
+        ready(self, grows=True)
+        tokens = ids_of(self.opened, text)
+        self.owed.behind = self.owed.adrift = True
         with self.room():
             for blocks in self.ingestion.feed(tokens, self.rows_wanted):
                 self.put(blocks)
@@ -199,20 +199,20 @@ class Session:
 
     def add_document(self, name: str, text: str | np.ndarray) -> Span:
         """Adds a document, which can be replaced as a whole; commits, and focuses anew."""
-        return self._edit(lambda: self.ingestion.add_document(name, self._ids(text)))
+        return self._edit(lambda: self.ingestion.add_document(name, ids_of(self.opened, text)))
 
     def replace_document(self, name: str, text: str | np.ndarray) -> Span:
         """Gives a document another text; only the windows that changed are read."""
-        return self._edit(lambda: self.ingestion.replace_document(name, self._ids(text)))
+        return self._edit(lambda: self.ingestion.replace_document(name, ids_of(self.opened, text)))
 
     def delete_document(self, name: str) -> None:
         """Deletes a document: it is not shown again."""
         self._edit(lambda: self.ingestion.delete_document(name))
 
     def _edit(self, edit):
-        self._ready()
+        ready(self)
         self.cache.take_up(wait=True)
-        marks = self.assembly.marks()
+        marks, self.owed.adrift = self.assembly.marks(), True
         try:
             made = edit()
             self.storing.now()
@@ -222,10 +222,10 @@ class Session:
 
     def refresh(self) -> bool:
         """Sees what others have committed to the trees that are only read; True if anything."""
-        self._ready()
+        ready(self)
         self.cache.take_up(wait=True)
         marks = self.assembly.marks()
-        changed = self.tree.refresh()
+        self.owed.adrift = changed = self.tree.refresh()
         if changed:
             self._follow(marks)
         return changed
@@ -242,7 +242,7 @@ class Session:
           [n], NLL in nats of each token given all that is shown before it; NaN for the very first
           token of a history.
         """
-        nll = self.read_tokens(self._ids(text))
+        nll = self.read_tokens(ids_of(self.opened, text))
         self.storing.now()
         return nll
 
@@ -260,7 +260,7 @@ class Session:
     def prompt(self, text: str | np.ndarray = "") -> None:
         """Reads a text, which may be empty if there is a history, to be continued."""
         if len(text):
-            self.read_tokens(self._ids(text))
+            self.read_tokens(ids_of(self.opened, text))
         if not (self.has_read or self.blocks or len(self.ingestion.waiting)):
             raise UserError("there is nothing to continue: give a prompt or ingest text first.")
 
@@ -278,23 +278,18 @@ class Session:
 
     def line(self, count: int, sampling: Sampling) -> decoding.Line:
         """A continuation that any other use of the session ends."""
-        self._ready(grows=True)
+        ready(self, grows=True)
+        check_end(self)
         line = decoding.Line(self, count, sampling)
-        self._drawing = weakref.ref(line)
+        # Nothing that a session holds holds it: its memory is free as soon as it is let go.
+        self.owed.drawing = weakref.ref(line)
         return line
-
-    def _ids(self, text):
-        if not isinstance(text, str):
-            return np.asarray(text, np.int32)
-        tokens = self.opened.tokenizer.encode(text)
-        if not len(tokens):
-            raise UserError("the text is empty: give at least one character.")
-        return tokens
 
     # -- focus -----------------------------------------------------------------------------
 
     def seek(self, blocks: int) -> None:
         """Stands at the end of the first `blocks` blocks and focuses from the coarsest layout."""
+        leave_stream(self)
         validate(self.focus, blocks)
         query = self.cache.states(blocks, self.model.lens.query)
         self.stand(blocks, query)
@@ -312,27 +307,32 @@ class Session:
         """At a block's border of the tree as it is now; query: [L + 1, Q, D]."""
         self.blocks, self.fresh, self.has_read = blocks, 0, False
         self.query = self.query_before = jax.device_put(query, self.reader.where)
-        self.behind = False
+        self.owed.behind = self.owed.adrift = False
         self.dead_runs = self.tree.dead
         self.dead = Dead.of(self.dead_runs)
 
     def place(self, layouts: Layout) -> None:
         """Shows exactly these layouts [H, n], whatever lens and allocator would choose."""
+        leave_stream(self)
         self.layouts = self.shown = layouts
         self.assembly.assemble(layouts)
         tailing.clear(self, Routing(self.tail.heads, self.tail.gate))
 
     def refocus(self) -> dict:
         """Scores, edits, and streams in what changed; returns this refocus's telemetry."""
-        return finish(self.refocusing(told=True))
+        leave_stream(self)
+        report = finish(self.refocusing(told=True))
+        if len(self.ingestion.waiting):  # they stood in the tail alone, and are read anew
+            self.has_read = False
+        return report
 
     def refocusing(self, told: bool = False) -> Steps[dict]:
         """As `refocus`, in steps; of telemetry that nobody is `told` nothing is made."""
-        self._owed = True
+        self.owed.refocus = True
         report = yield from refocusing.refocusing(self, told or self.on_refocus is not None)
         self.refocuses += 1
         self.query_before = self.query
-        self.fresh, self._owed = 0, False
+        self.fresh, self.owed.refocus = 0, False
         if self.on_refocus:
             self.on_refocus(self, report)
         return report
@@ -345,16 +345,18 @@ class Session:
 
     def peek(self, tokens: np.ndarray) -> np.ndarray:
         """NLL of tokens[1:] behind the present focus, leaving everything as it was: [n - 1]."""
-        self._ready()
-        return tailing.peek(self, np.asarray(tokens, np.int32))
+        ready(self)
+        if self.blocks == self.tree.blocks and len(self.ingestion.waiting):
+            tailing.stand_at_end(self)
+        return tailing.peek(self, ids_of(self.opened, tokens))
 
     def read_tokens(self, tokens: np.ndarray) -> np.ndarray:
         """As `predict`, for ids, without a commit of its own at the end."""
+        tokens = ids_of(self.opened, tokens)
         if not len(tokens):
             return np.zeros(0, np.float32)
-        self._ready(grows=True)
-        if self.blocks != self.tree.blocks:
-            raise UserError("the session stands inside its history: seek its end before reading.")
+        ready(self, grows=True)
+        check_end(self)
         with self.room():
             tailing.stand_at_end(self)
             known, nll = self.has_read, []
@@ -376,25 +378,6 @@ class Session:
         self.has_read = True
         self.probe.saw(tokens, nll)
         yield from growing.growing(self, tokens)
-
-    def _ready(self, grows: bool = False):
-        """Ends a stream that is open, and does what an error has left undone.
-
-        grows: the history is about to: not while more waits for the store than may.
-        """
-        line = self._drawing()
-        if line is not None and not line.busy:
-            line.close()
-            self._drawing = lambda: None
-        if grows and self.storing.full:
-            self.storing.due()
-        self._owed |= tailing.renewed(self)
-        if self.behind:
-            finish(growing.growing(self))
-        if self._owed:
-            self.refocus()
-        if not self.assembly.stands:
-            self.assembly.remake(self.tail.heads)
 
     def room(self):
         """Around what may ask for more memory than there is."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -64,13 +66,15 @@ class Disk:
     """Rows in a file that ends with the process: room for more than the host's memory has.
 
     Of slots of one size, written once and read in one piece. Nothing in it outlives the process,
-    so nothing can be stale or torn; what is lost is read from its window again.
+    so nothing can be stale or torn; what is lost is read from its window again. Where the disk is
+    full, no more slots are used than it has given. (A file that is mapped would end the process.)
     """
 
     def __init__(self, limit: int, folder: str | None = None):
         self._limit, self._folder = limit, folder
         self._slots: OrderedDict[Any, int] = OrderedDict()
-        self._memory: np.ndarray | None = None  # [slots, bytes of a pair]
+        self._file: IO[bytes] | None = None
+        self._most = 0  # slots
         self._like: tuple = ()  # shape and type of an array
 
     def __contains__(self, address) -> bool:
@@ -84,29 +88,34 @@ class Disk:
             return None
         self._slots.move_to_end(address)
         shape, dtype = self._like
-        pair = np.array(self._memory[self._slots[address]]).view(dtype)
-        return tuple(pair.reshape(2, *shape))
+        size = 2 * math.prod(shape) * np.dtype(dtype).itemsize
+        found = os.pread(self._file.fileno(), size, self._slots[address] * size)
+        return tuple(np.frombuffer(found, dtype).reshape(2, *shape))
 
     def put(self, address, pair: Pair) -> None:
         size = pair[0].nbytes + pair[1].nbytes
         if address in self._slots or size > self._limit:
             return
-        if self._memory is None:
-            self._memory = self._file(self._limit // size, size)
-            self._like = pair[0].shape, pair[0].dtype
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._folder, prefix="mctx-rows-")
+            self._most, self._like = self._limit // size, (pair[0].shape, pair[0].dtype)
         slot = len(self._slots)
-        if slot == len(self._memory):
+        if slot == self._most:
+            if not slot:
+                return
             _, slot = self._slots.popitem(last=False)
-        both = np.stack([np.asarray(x) for x in pair])
-        self._memory[slot] = np.frombuffer(both.tobytes(), np.uint8)
-        self._slots[address] = slot
+        if self._write(np.stack([np.asarray(x) for x in pair]).tobytes(), slot * size):
+            self._slots[address] = slot
+        else:
+            self._most = len(self._slots)
 
     def clear(self) -> None:
         """Forgets everything; the file's room is used again."""
         self._slots.clear()
 
-    def _file(self, slots, size):
-        """A file without a name, as long as its last slot that was written."""
-        file = tempfile.TemporaryFile(dir=self._folder, prefix="mctx-rows-")
-        file.truncate(slots * size)
-        return np.memmap(file, np.uint8, "r+", shape=(slots, size))
+    def _write(self, data, at):
+        """Whether there was room for it."""
+        try:
+            return os.pwrite(self._file.fileno(), data, at) == len(data)
+        except OSError:
+            return False

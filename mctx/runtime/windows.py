@@ -39,6 +39,8 @@ class Reading:
         """Keys and values of one block, [L, K_1, K, H] each, on the device."""
         window, block = self.places[address]
         (k, at), (v, _) = (_piece_with(window, x.pieces) for x in self._rows)
+        if isinstance(k, np.ndarray):  # another thread has brought them to the host meanwhile
+            return k[at, block], v[at, block]
         return _of_place(k, v, at, np.int32(block))
 
     def found(self) -> list[Found]:

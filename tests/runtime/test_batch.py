@@ -73,6 +73,15 @@ def test_each_ends_where_it_ends_and_may_be_left_alone():
     assert made.sessions[2].generate(tokens=11) == whole[3:]
 
 
+def test_nothing_is_said_behind_a_stop_string_while_others_go_on():
+    whole = alone(0)[0][0]
+    made = batch(2)
+    for stop in (whole[1:3], whole[:2]):
+        said = made.generate([ONE | dict(stop=stop), TWO_ASKS])
+        assert said[0] == whole[: whole.index(stop)]
+        made = batch(2)
+
+
 def test_who_leaves_leaves_what_was_said():
     made, said = batch(2), ["", ""]
     for which, piece in made.stream([ONE, PLAIN]):

@@ -1,6 +1,8 @@
 """Nodes that are not in memory: waited for, or shown otherwise until they are here."""
 
 import dataclasses
+import errno
+import os
 import threading
 
 import jax
@@ -11,7 +13,17 @@ from mctx.focus.layout import Layout
 from mctx.runtime.storeys import Disk, Memory
 from mctx.runtime.windows import Windows
 from mctx.tree.store import Tree
-from tests.runtime.small import BLOCK, CONFIG, MODEL, WINDOW, reader, session, text, worths
+from tests.runtime.small import (
+    BLOCK,
+    CONFIG,
+    MODEL,
+    WINDOW,
+    Compilations,
+    reader,
+    session,
+    text,
+    worths,
+)
 
 TEXT = text(16 * WINDOW, seed=1)
 TAIL = text(9, seed=5)
@@ -149,6 +161,43 @@ def test_where_rows_are_held_changes_nothing_that_is_read(storeys, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, held)
     roomy = storeys.get("disk_bytes", 0) + storeys.get("device_bytes", 0)
     assert (made.cache.windows_read == before) == bool(roomy)
+
+
+def test_a_full_disk_holds_no_more_and_ends_nothing(monkeypatch):
+    room, write = 2 * 96, os.pwrite
+
+    def pwrite(file, data, at):
+        if at + len(data) > room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, data, at)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    pairs = [(np.full((2, 3), i), np.full((2, 3), -i)) for i in range(6)]
+    held = Disk(4 * 96)
+    for i, pair in enumerate(pairs):
+        held.put(i, pair)
+        assert len(held) <= 2
+    assert [i for i in range(6) if i in held] == [4, 5]
+    jax.tree.map(np.testing.assert_array_equal, tuple(held.get(5)), pairs[5])
+    room = 0
+    none = Disk(4 * 96)
+    none.put(0, pairs[0])
+    none.put(1, pairs[1])
+    assert len(none) == 0 and none.get(0) is None
+
+
+def test_windows_that_have_landed_are_taken_from_the_host_and_compile_nothing():
+    made = session()
+    made.ingest(text(7 * WINDOW, seed=1))
+    for count in (2, 3, 7):
+        read = made.cache._windows.begin(np.arange(count) * WINDOW // BLOCK)
+        address = list(read.places)[-1]
+        before = jax.tree.map(np.asarray, read.pair(address))
+        read.found()
+        compiled = Compilations()
+        after = read.pair(address)
+        assert not compiled.count and all(isinstance(x, np.ndarray) for x in after)
+        jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
 @pytest.mark.parametrize("storey", [Memory, Disk])

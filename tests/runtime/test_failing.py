@@ -257,3 +257,84 @@ def test_other_errors_of_a_device_are_not_explained_away(monkeypatch):
     monkeypatch.setattr(reading, "extend", broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="broken"):
         made.read_tokens(TEXT[:3])
+
+
+# -- what an error leaves undone ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("edit", ["delete", "add", "ingest"])
+def test_an_edit_that_could_not_be_followed_is_followed_with_the_next_use(edit, monkeypatch):
+    made = session(worths=worths(1))
+    made.add_document("kept", text(3 * WINDOW, seed=1))
+    made.add_document("secret", text(2 * WINDOW, seed=2))
+    made.predict(text(BLOCK, seed=9))
+    edits = {
+        "delete": lambda: made.delete_document("secret"),
+        "add": lambda: made.add_document("new", text(WINDOW + 3, seed=8)),
+        "ingest": lambda: made.ingest(text(BLOCK, seed=8)),
+    }
+
+    def fails(*_):
+        raise StoreError("no route")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(made.cache, "states", fails)
+        with pytest.raises(StoreError, match="no route"):
+            edits[edit]()
+    tail = text(9, seed=3)
+    found = made.peek(tail)
+    assert made.blocks == made.tree.blocks
+    np.testing.assert_array_equal(made.dead_runs, made.tree.dead)
+    fresh = session(tree=Tree.open(made.tree.uri), worths=worths(1))
+    np.testing.assert_allclose(found, fresh.peek(tail), atol=1e-4)
+
+
+def test_what_was_said_before_a_step_failed_is_history(monkeypatch):
+    config = dataclasses.replace(CONFIG, every=4)
+    want = session(config)
+    whole = want.generate("ABCDEFGH", tokens=14)
+    made, said = session(config), ""
+    with monkeypatch.context() as broken:
+        uses_up(broken, reading, "say", 5, 6)
+        with pytest.raises(UserError, match="lower"):
+            for piece in made.stream("ABCDEFGH", tokens=14):
+                said += piece
+    assert said and whole.startswith(said)
+    assert said + made.generate(tokens=14 - len(said)) == whole
+    assert made.length == want.length
+
+
+def test_ids_that_are_no_tokens_are_refused_before_anything_is_read():
+    made = session()
+    made.predict(text(6))
+    before = made.peek(text(9, seed=3))
+    for wrong in ([5, 99, 3], [-1], [[1, 2]], [0.5]):
+        for use in (made.predict, made.ingest, made.peek, made.read_tokens):
+            with pytest.raises(UserError, match="token ids must be"):
+                use(np.array(wrong))
+    assert made.length == 6
+    np.testing.assert_array_equal(made.peek(text(9, seed=3)), before)
+
+
+def test_tokens_that_wait_for_their_block_are_read_before_what_follows():
+    tail, both = text(3, seed=3), [session(worths=worths(1)) for _ in range(2)]
+    for one in both:
+        one.ingest(text(3 * WINDOW + 1))
+        for _ in range(4):  # until the same worths change nothing any more
+            one.refocus()
+    made, plain = both
+    found = made.peek(tail)
+    np.testing.assert_allclose(found, plain.predict(tail)[1:], atol=1e-4)
+    made.refocus()
+    np.testing.assert_allclose(made.peek(tail), found, atol=1e-4)
+
+
+def test_a_stream_ends_where_the_session_is_sent_elsewhere():
+    made = session()
+    made.ingest(text(3 * WINDOW))
+    stream = made.stream(tokens=20)
+    next(stream)
+    made.seek(4)
+    assert list(stream) == []
+    with pytest.raises(UserError, match="seek its end"):
+        made.generate(tokens=3)

@@ -205,6 +205,22 @@ def test_a_stop_string_is_never_said_however_tokens_cut_it(ids, stop):
     assert whole.startswith(found) and (words.ended or found == whole)
 
 
+def test_characters_in_bytes_are_whole_wherever_ids_are_let_go():
+    """A run of bytes may be written only where it is valid as a whole, as SentencePiece does."""
+
+    def fused(ids):
+        data = bytes(ids)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "\N{REPLACEMENT CHARACTER}" * len(data)
+
+    for seed in range(50):
+        signs = np.random.default_rng(seed).choice(list("a\né€\N{GRINNING FACE}"), 60)
+        words, whole = Words(fused), "".join(signs)
+        assert "".join(words.add(i) for i in whole.encode()) + words.rest() == whole
+
+
 @pytest.mark.parametrize(
     "wrong, words",
     [
