@@ -23,6 +23,7 @@ from data.text import held_out_packages
 from experiments import comparison, entry, pictures, report, ship, toy
 from experiments.methods.focused import nodes_for, tokens_config
 from experiments.suites.records import fingerprints
+from mctx.errors import UserError
 from mctx.opened import Opened, open_checkpoint
 from mctx.runtime import Session
 from mctx.runtime.config import focus_configs
@@ -45,6 +46,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train", action="store_true", help="train a toy from nothing first")
     arguments = parser.parse_args()
+    if min(arguments.tokens, arguments.segments) < 1:
+        raise UserError("--tokens and --segments must be positive.")
     workdir = arguments.workdir
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoint = toy.make(workdir / "toy", console) if arguments.train else arguments.checkpoint

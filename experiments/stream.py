@@ -37,7 +37,7 @@ from experiments.report import LAYOUTS_FILE, REASONS_FILE, draw_run
 from experiments.sessions import ensure_room
 from mctx.errors import UserError
 from mctx.opened import Opened, open_checkpoint
-from mctx.runtime import Session, SessionConfig, saving
+from mctx.runtime import Session, SessionConfig, generation, saving
 from mctx.telemetry import Telemetry
 
 AT_ONCE = 256  # tokens between two lines, or two updates of the panel's NLL
@@ -181,6 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError("there is nothing to do: give --input to read, or --generate, or both.")
     if args.page and not args.workdir:
         raise UserError("--page draws what a workdir logged: give --workdir, too.")
+    said = dict(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
+    said |= dict(seed=args.seed, stop=args.stop)
+    generation.asked(args.generate, **said)  # refused before anything is read
     source = open_input(args.input) if args.input else None
     items = ("base", "gistnet", "lensnet")
     how = dict(lora=args.lora, dtype=args.dtype, untrained=True)
@@ -199,9 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 raise UserError(f"{args.input} is empty: give text to read.")
             print(f"{args.tree} holds {session.tree.length:,} tokens.")
         if args.generate:
-            how = dict(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
-            how |= dict(seed=args.seed, stop=args.stop)
-            generate(session, args.prompt, args.generate, **how)
+            generate(session, args.prompt, args.generate, **said)
         if args.session:
             session.save(args.session)
     except KeyboardInterrupt:

@@ -34,6 +34,7 @@ from experiments import entry, processes
 from mctx import checkpoint, sharding
 from mctx.errors import UserError
 from mctx.models.lora import tuned
+from mctx.opened import DTYPES
 from mctx.tokenizer import Tokenizer
 from mctx.training.loop import Preempted, TrainSettings, train
 from mctx.training.sources import Sources
@@ -72,6 +73,9 @@ def configuration(path: Path, overrides: list[str]) -> ConfigDict:
         raise UserError(f"{path} sets train.{unknown[0]}, but there are only {settings}.")
     if config.phase not in PHASES:
         raise UserError(f"there is no phase '{config.phase}': use one of {', '.join(PHASES)}.")
+    for name in ("dtype", "base_dtype"):
+        if config.get(name, "float32") not in DTYPES:
+            raise UserError(f"{name} must be one of {', '.join(DTYPES)}, not '{config[name]}'.")
     if config.init and config.phase == "base":
         raise UserError("phase base begins from nothing: leave --config.init out.")
     if config.with_lora and config.phase not in AFTER_LORA:

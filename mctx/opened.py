@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mctx import checkpoint
+from mctx.errors import UserError
 from mctx.models.lora import tuned
 from mctx.models.wrapped import Wrapped, init_part
 from mctx.tokenizer import Tokenizer
 
+DTYPES = ("float32", "bfloat16")
 ITEMS = ("base", "gistnet", "lensnet", "mof")
 
 
@@ -54,6 +56,9 @@ def open_checkpoint(
     Raises:
       UserError: the directory, an item or the tokenizer is missing, or they do not fit together.
     """
+    items = (items,) if isinstance(items, str) else tuple(items)
+    if dtype not in DTYPES:
+        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
     if untrained:
         items = tuple(i for i in items if i == "base" or checkpoint.holds(directory, i))
     items += ("lora",) * lora

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mctx.errors import UserError
 from mctx.models import rope
 from mctx.models.attention import NEGATIVE, attention_behind, platform
 
@@ -41,6 +42,13 @@ class BaseConfig:
     norm_eps: float = 1e-6
     window: int = 2048  # the length it was trained at
     prefix: tuple[int, ...] = (0,)  # tokens that every ingest window starts with
+
+    def __post_init__(self):
+        if self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads:
+            raise UserError(
+                f"{self.n_heads} heads cannot share {self.n_kv_heads} key/value heads evenly: make "
+                "base.n_heads a multiple of base.n_kv_heads."
+            )
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)

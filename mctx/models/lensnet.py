@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mctx.errors import UserError
 from mctx.models.attention import NEGATIVE
 from mctx.models.blocks import CrossAttention, FeedForward, LayerMix
 
@@ -49,6 +50,13 @@ class LensConfig:
     max_level: int = 7
     finders: tuple[tuple[int, int], ...] = ()
     find_query: int = 64
+
+    def __post_init__(self):
+        if not all(isinstance(one, list | tuple) and len(one) == 2 for one in self.finders):
+            raise UserError(
+                "lens.finders must be pairs of a layer and a key/value head, as in "
+                f"((6, 0), (3, 0)), not {self.finders}."
+            )
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)

@@ -46,8 +46,8 @@ class SessionBatch:
     ):
         model, config = opened.model, config or SessionConfig()
         check(config, model)
-        if not trees:
-            raise UserError("a batch needs at least one tree.")
+        if not trees or isinstance(trees, str | Path):
+            raise UserError("a batch needs a list of at least one tree.")
         reader = reader or Reader(model, opened.params)
         rows = focus_configs(model, config)[0].budget
         lanes = lanes_for(model, config, rows, reader.prefix, len(trees))

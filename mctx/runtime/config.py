@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
+from pathlib import Path
 
 from mctx.errors import UserError
 from mctx.focus.bank import focus_for
@@ -15,6 +17,13 @@ CHOICES = {
     "tail": ("window", "keep", "reread"),
     "cold": ("sync", "async"),
     "decide": ("now", "ahead"),
+}
+# Whole numbers, each from its least value on.
+LEAST = {
+    **dict.fromkeys(("budget", "heads", "top", "every", "max_edits", "capacity"), 1),
+    **dict.fromkeys(("staging_every", "staging_capacity", "commit_every"), 1),
+    **dict.fromkeys(("sink", "recent", "rounds", "reread", "cooldown", "staging"), 0),
+    **dict.fromkeys(("cache_bytes", "device_bytes", "disk_bytes", "unstored", "probe_every"), 0),
 }
 
 
@@ -95,12 +104,14 @@ def check(config: SessionConfig, model: Wrapped) -> None:
     for name, allowed in CHOICES.items():
         if getattr(config, name) not in allowed:
             raise UserError(f"{name} must be one of {', '.join(allowed)}.")
+    for name, least in LEAST.items():
+        value = getattr(config, name)
+        if not isinstance(value, numbers.Integral) or value < least:
+            raise UserError(f"{name} must be a whole number from {least} on, not {value!r}.")
     wants = [
-        (config.every >= 1, "every must be at least one block."),
-        (config.commit_every >= 1, "commit_every must be at least one refocus."),
         (
-            min(config.cache_bytes, config.device_bytes, config.disk_bytes, config.unstored) >= 0,
-            "cache_bytes, device_bytes, disk_bytes and unstored must not be negative.",
+            not config.disk_folder or Path(config.disk_folder).is_dir(),
+            f"disk_folder {config.disk_folder} is no folder: make it, or name another.",
         ),
         (1 <= config.top <= config.heads, "top must lie between 1 and the number of heads."),
         (

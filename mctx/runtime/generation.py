@@ -46,7 +46,8 @@ def asked(
     sampling = Sampling(temperature, top_k, top_p, seed)
     if not isinstance(tokens, numbers.Integral) or tokens < 0:
         raise UserError(f"tokens must be a whole number from 0 on, not {tokens!r}.")
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    stop = (stop,) if isinstance(stop, str) else stop
+    stop = tuple(stop) if isinstance(stop, Sequence) else (stop,)
     if not all(isinstance(one, str) and one for one in stop):
         raise UserError("a stop string must be text of at least one character.")
     return Ask(tokens, sampling, stop)

@@ -247,7 +247,10 @@ class Session:
         return nll
 
     def generate(self, text: str = "", tokens: int = 64, **how) -> str:
-        """Continues the history after `text`; `how`: see `generation.asked`."""
+        """Continues the history after `text`.
+
+        how: temperature, top_k, top_p, seed and stop, as `generation.asked` has them.
+        """
         return "".join(self.stream(text, tokens, **how))
 
     def stream(self, text: str = "", tokens: int = 64, **how) -> Iterator[str]:

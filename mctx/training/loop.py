@@ -171,6 +171,8 @@ def _seconds_at_peak(phase: Phase, settings: TrainSettings, mesh: Mesh) -> float
 
 def check_batch_size(batch_size: int, settings: TrainSettings, mesh: Mesh) -> None:
     """Raises UserError where the devices and micro-batches cannot share a batch evenly."""
+    if min(batch_size, settings.grad_accum) < 1 or settings.steps < 0:
+        raise UserError("batch_size and train.grad_accum must be positive, train.steps from 0 on.")
     parts = sharding.batch_ways(mesh) * settings.grad_accum
     if batch_size % parts:
         raise UserError(

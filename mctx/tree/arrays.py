@@ -56,6 +56,8 @@ _PAST_CACHE = ts.Context({"file_io_mode": {"mode": "direct"}}, _CONTEXT)
 def open_kvstore(uri: str | os.PathLike) -> ts.KvStore:
     """The folder of a tree: a local path, `file://`, `memory://name`, `gs://` or `s3://`."""
     uri = os.fspath(uri)
+    if not uri:
+        raise TreeError("a tree needs a place: give a path, or gs:// or s3://.")
     parts = urlsplit(uri)
     if parts.scheme in ("", "file"):
         path = unquote(parts.path) if parts.scheme else uri
@@ -338,6 +340,15 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def has_others(kvstore: ts.KvStore) -> bool:
+    """Whether the folder is a local one with files in it, of which none is a tree's."""
+    spec = kvstore.spec().to_json()
+    folder = Path(spec["path"]) if spec["driver"] == "file" else None
+    return bool(folder and folder.is_dir() and any(
+        not one.name.startswith("HEAD") for one in folder.iterdir()
+    ))  # fmt: skip
 
 
 def has_remains(kvstore: ts.KvStore, uri: str) -> bool:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mctx.errors import UserError
 from mctx.flops import Count
 from mctx.models.attention import NEGATIVE
 from mctx.models.base import Context, Rows
@@ -102,6 +103,11 @@ class Reader:
     """
 
     def __init__(self, model: Wrapped, params: dict):
+        if "gistnet" not in params:
+            raise UserError(
+                "a history is kept in gists: open the checkpoint with its item gistnet, or with "
+                "untrained=True."
+            )
         self.model = model
         self.operations = Count()
         self.params = {name: params[name] for name in ("base", "gistnet")}

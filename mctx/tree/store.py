@@ -97,6 +97,8 @@ class Tree(View):
             raise TreeError(f"There is a tree at {uri} already; open it or choose another path.")
         if stored.has_remains(kvstore, uri):
             raise TreeError(f"{uri} holds parts of a tree without its HEAD; choose an empty path.")
+        if stored.has_others(kvstore):
+            raise TreeError(f"{uri} holds other files; a tree needs a folder of its own.")
         taken = record.take(Head.new(spec), generation)
         return cls(uri, kvstore, record, *taken, bulk=bulk, mirror=mirror)
 

@@ -130,6 +130,15 @@ def test_bad_input_is_refused_in_words(bundle, tmp_path, content, more, says):
         stream.main([*common, f"--input={tmp_path}/in.txt", *more])
 
 
+def test_settings_are_refused_before_anything_is_read(bundle, tmp_path):
+    (tmp_path / "text.py").write_text("abc " * 50)
+    given = [f"--checkpoint={bundle}", f"--tree={tmp_path / 'tree'}", f"--input={tmp_path}/text.py"]
+    for wrong in ("--generate=-3", "--top_p=3", "--temperature=-1"):
+        with pytest.raises(UserError, match="must"):
+            stream.main([*given, "--generate=2", wrong])
+    assert not (tmp_path / "tree").exists()
+
+
 def test_nothing_to_do_and_nothing_to_continue_are_refused(bundle, tmp_path):
     common = [f"--checkpoint={bundle}", f"--tree={tmp_path}/tree"]
     with pytest.raises(UserError, match="nothing to do"):

@@ -1,11 +1,13 @@
 """What a session's settings mean for its layouts."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mctx.errors import UserError
 from mctx.focus.layout import minimum_budget
-from mctx.runtime.config import SessionConfig, focus_configs
+from mctx.runtime.config import LEAST, SessionConfig, check, focus_configs
 from tests import tiny
 
 
@@ -16,6 +18,20 @@ def test_unless_told_otherwise_no_history_outgrows_the_budget(blocks):
     few = focus.sink + focus.recent + 3 * int(focus.spans[-1])
     shortest = np.max([minimum_budget(focus, n) for n in range(1, few + 1)])
     assert minimum_budget(focus, blocks) <= shortest
+
+
+@pytest.mark.parametrize("name", sorted(LEAST))
+def test_numbers_that_mean_nothing_are_refused(name):
+    check(SessionConfig(**{name: max(LEAST[name], getattr(SessionConfig(), name))}), tiny.MODEL)
+    for wrong in (LEAST[name] - 1, 1.5, "2", None):
+        with pytest.raises(UserError, match=f"{name} must be a whole number from {LEAST[name]} on"):
+            check(SessionConfig(**{name: wrong}), tiny.MODEL)
+
+
+def test_a_folder_for_rows_must_be_there(tmp_path):
+    check(SessionConfig(disk_folder=str(tmp_path)), tiny.MODEL)
+    with pytest.raises(UserError, match="is no folder"):
+        check(SessionConfig(disk_folder=str(tmp_path / "none")), tiny.MODEL)
 
 
 def test_all_levels_are_shown_where_that_is_asked_for():

@@ -232,6 +232,7 @@ def test_characters_in_bytes_are_whole_wherever_ids_are_let_go():
         (dict(seed=-1), "seed must be"),
         (dict(tokens=-1), "tokens must be"),
         (dict(stop=("", "a")), "stop string"),
+        (dict(stop=3), "stop string"),
     ],
 )
 def test_settings_out_of_range_are_refused_at_once(wrong, words):

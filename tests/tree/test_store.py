@@ -15,7 +15,7 @@ from mctx.tree import head as heads
 from mctx.tree.arrays import array_folder, open_kvstore, row_shape
 from mctx.tree.checks import MAX_BLOCKS
 from mctx.tree.extents import Extent
-from mctx.tree.head import Head
+from mctx.tree.head import Head, TreeError
 from mctx.tree.store import Tree, TreeSpec
 from tests.tree import history
 from tests.tree.history import SPEC
@@ -313,6 +313,16 @@ def test_create_refuses_what_is_there(tmp_path):
     assert "already" in sentence_of(lambda: Tree.create(tmp_path, SPEC))
     (tmp_path / "HEAD").unlink()
     assert "without its HEAD" in sentence_of(lambda: Tree.create(tmp_path, SPEC))
+
+
+def test_a_tree_needs_a_folder_of_its_own(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(TreeError, match="holds other files"):
+        Tree.create(tmp_path, SPEC)
+    assert [one.name for one in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(TreeError, match="needs a place"):
+        Tree.create("", SPEC)
+    Tree.create(tmp_path / "own", SPEC).close()
 
 
 def test_foreign_models_are_refused():
