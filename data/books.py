@@ -1,5 +1,7 @@
 """The domain `books`: long texts by author and title, without held-out authors or quotations."""
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -13,6 +15,7 @@ from data import pieces, text
 from data.packages import HELD_OUT, TRAIN, VALID
 from data.written import Document, Part, console
 
+YEAR = re.compile(r"[12]\d{3}")  # beside a name: of a life
 AUTHOR, COPY, QUOTED = "held-out author", "copied text", "copied pieces and those beside"
 
 
@@ -26,8 +29,12 @@ class Book(NamedTuple):
 
 
 def author_key(name: str) -> str:
-    """An author however spelled: `R. D. Blackmore` and `R.D. blackmore` are one."""
-    return "".join(letter for letter in name.casefold() if letter.isalnum())
+    """An author however spelled: `R. D. Blackmore` and `R.D. blackmore` are one, and so are
+    `Brontë, Charlotte, 1816-1855` and `Charlotte Bronte`."""
+    plain = unicodedata.normalize("NFKD", name.casefold())
+    letters = "".join(one for one in plain if not unicodedata.combining(one) and one not in "'’")
+    words = re.findall(r"[^\W_]+", letters)
+    return " ".join(sorted(word for word in words if not YEAR.fullmatch(word)))
 
 
 def read(groups: Sequence[tuple[int, Path]]) -> list[Book]:
@@ -63,7 +70,7 @@ def gather(
     found, authors = without_held_authors(found)
     cuts = pool.map(pieces.cut, [book.text for book in found])
     cuts = list(track(cuts, "cutting books", len(found), console=console))
-    masks = pieces.copied(cuts)
+    masks = pieces.copied(cuts, [book.group == HELD_OUT for book in found])
     sources = {"held_out": [str(place.name) for place in held_out],
                "validation": [validation.name] if validation else []}
     parts = {}

@@ -79,12 +79,13 @@ def _band_keys(signatures: np.ndarray, bands: int, rows: int) -> np.ndarray:
     return keys
 
 
-def originals(signatures: np.ndarray) -> np.ndarray:
+def originals(signatures: np.ndarray, staying: np.ndarray | None = None) -> np.ndarray:
     """For each row of signatures [n, PERMUTATIONS], the row it copies: int64 [n], -1 for none.
 
     Rows are taken in order of precedence. A row is a copy if an earlier row that is not itself a
     copy is at least `SIMILAR` to it, so what is left after dropping copies holds no such pair
-    (but for pairs that share no band).
+    (but for pairs that share no band). What copies a row of `staying` [n] is one in any case: these
+    are not dropped, as what is held out is not.
     """
     keys = _band_keys(signatures, PERMUTATIONS // BAND_ROWS, BAND_ROWS)
     _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
@@ -97,7 +98,8 @@ def originals(signatures: np.ndarray) -> np.ndarray:
         alike = similarity(signatures[candidates], signatures[row]) >= SIMILAR
         if alike.any():
             found[row] = candidates[alike.argmax()]
-            continue
+            if staying is None or not staying[row]:
+                continue
         for rows in mine:
             rows.append(row)
     return found

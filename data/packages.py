@@ -75,7 +75,8 @@ def deduplicate(found: list[Source]) -> list[Source]:
     if not fit:
         return found
     marked = list(found)
-    copied = minhash.originals(np.stack([found[i].reading.signature for i in fit]))
+    signatures = np.stack([found[i].reading.signature for i in fit])
+    copied = minhash.originals(signatures, np.array([found[i].group == HELD_OUT for i in fit]))
     for i, original in zip(fit, copied, strict=True):
         if original >= 0:
             mine, other = found[i].reading, found[fit[original]].reading

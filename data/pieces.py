@@ -66,10 +66,15 @@ def cut(whole: str) -> Cut:
     return Cut(np.array(stops), np.stack([minhash.signature(part) for part in parts]))
 
 
-def copied(cuts: Sequence[Cut]) -> list[np.ndarray]:
-    """For each text, which of its pieces copy one of a text before it, or its own: bool [n]."""
-    marks = minhash.originals(np.concatenate([one.signatures for one in cuts])) >= 0
-    return np.split(marks, np.cumsum([len(one.stops) for one in cuts])[:-1])
+def copied(cuts: Sequence[Cut], staying: Sequence[bool]) -> list[np.ndarray]:
+    """For each text, which of its pieces copy one of a text before it, or its own: bool [n].
+
+    staying: of each text, whether its pieces are not dropped, whatever they copy.
+    """
+    sizes = [len(one.stops) for one in cuts]
+    signatures = np.concatenate([one.signatures for one in cuts])
+    marks = minhash.originals(signatures, np.repeat(staying, sizes)) >= 0
+    return np.split(marks, np.cumsum(sizes)[:-1])
 
 
 def share(one: Cut, mask: np.ndarray) -> float:
@@ -96,7 +101,7 @@ def distinct(
 ) -> list[text.Document]:
     """The documents without what is alike to `others`, to documents before them, or repeated."""
     cuts = list(pool.map(cut, [d.text for d in (*others, *documents)], chunksize=4))
-    masks = copied(cuts)[len(others) :]
+    masks = copied(cuts, [i < len(others) for i in range(len(cuts))])[len(others) :]
     kept = []
     for document, one, mask in zip(documents, cuts[len(others) :], masks, strict=True):
         if share(one, mask) <= MOSTLY:

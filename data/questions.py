@@ -31,7 +31,7 @@ from rich.progress import track
 from data.sampling import ALL_ROWS, Corpus, Rows
 from data.tasks.haystack import Haystack, of_tokens, open_haystack
 from data.tasks.sample import FAMILIES, encoder_of, make
-from data.written import console, dtype_of, loaded, workers
+from data.written import console, dtype_of, loaded, put, workers
 from mctx.errors import UserError
 from mctx.tokenizer import Tokenizer
 
@@ -188,9 +188,7 @@ def write(
         "seed": how.seed, "families": ASKED, "hay": [str(one) for one in hay],
         "tokenizer": tokenizer.fingerprint,
     }
-    np.save(out / "tokens.npy", tokens)
-    np.save(out / "support.npy", support)
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    put(out, {"tokens": tokens, "support": support}, manifest)
     console.print(f"{out}: {count:,} questions of {length:,} tokens")
 
 

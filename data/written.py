@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
@@ -18,6 +18,7 @@ from rich.progress import track
 from data import minhash
 from mctx.tokenizer import Tokenizer
 
+MANIFEST = "manifest.json"
 BATCH = 500_000  # characters that a process encodes at a time
 
 console = Console(stderr=True)
@@ -137,8 +138,23 @@ def save(
         "tokenizer": tokenizer.fingerprint, "python": platform.python_version(), **about,
         "packages": packages,
     }
-    np.save(directory / "tokens.npy", np.concatenate(ids))
-    np.save(directory / "documents.npy", documents)
-    np.save(directory / "sketch.npy", minhash.sketch(signatures))
-    (directory / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    arrays = {"tokens": np.concatenate(ids), "documents": documents}
+    put(directory, arrays | {"sketch": minhash.sketch(signatures)}, manifest)
     return manifest["tokens"]
+
+
+def put(directory: Path, arrays: Mapping[str, np.ndarray], manifest: dict) -> None:
+    """Writes NAME.npy of each array, and manifest.json, over what is there.
+
+    Without its manifest a folder is none, so that one half written is not taken for whole; and a
+    file that somebody has mapped stays theirs.
+    """
+    (directory / MANIFEST).unlink(missing_ok=True)
+    for name, array in arrays.items():
+        draft = directory / f".{name}.npy"
+        with draft.open("wb") as file:
+            np.save(file, array)
+        draft.replace(directory / f"{name}.npy")
+    draft = directory / f".{MANIFEST}"
+    draft.write_text(json.dumps(manifest, indent=1))
+    draft.replace(directory / MANIFEST)

@@ -162,3 +162,17 @@ def test_books_without_an_author_are_nobodys(tmp_path):
     with workers(1) as pool:
         parts = books.gather(tmp_path / "a.jsonl", tmp_path / "b.jsonl", (), pool)
     assert [d.package for d in parts["train"].documents] == ["T"]
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("R. D. Blackmore", "R.D. blackmore"),
+        ("Charlotte Brontë", "Bronte, Charlotte, 1816-1855"),
+        ("Charlotte Bronte\u0308", "Charlotte Brontë"),
+        ("O'Brien", "O’Brien"),
+    ],
+)
+def test_an_author_is_one_however_spelled(one, other):
+    assert books.author_key(one) == books.author_key(other) != ""
+    assert books.author_key("h5py") != books.author_key("py")  # packages are told apart by it, too

@@ -1,3 +1,5 @@
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 
 from data import corpus, minhash, packages, sources
 from data.sampling import Corpus
-from data.written import workers
+from data.written import put, workers
 from mctx.tokenizer import Tokenizer
 from tests.data.conftest import code, edited
 
@@ -123,3 +125,29 @@ def test_the_command_explains_what_is_wrong(tmp_path, capsys):
         message = capsys.readouterr().err.strip()
         assert message.startswith("error: ") and arguments[1] in message
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_written_over_is_the_old_one_or_none_or_the_new_one(tmp_path, monkeypatch):
+    def write(size):
+        put(tmp_path, {"a": np.full(size, size), "b": np.ones(size)}, {"size": size})
+
+    write(1000)
+    mapped, replace = np.load(tmp_path / "a.npy", mmap_mode="r"), Path.replace
+    for stop in range(3):
+        done = []
+
+        def fails(self, target, done=done, stop=stop):
+            if len(done) == stop:
+                raise KeyboardInterrupt
+            done.append(target)
+            return replace(self, target)
+
+        monkeypatch.setattr(Path, "replace", fails)
+        with pytest.raises(KeyboardInterrupt):
+            write(3)
+        assert not (tmp_path / "manifest.json").exists()
+        assert (mapped == 1000).all() and len(mapped) == 1000
+    monkeypatch.setattr(Path, "replace", replace)
+    write(5)
+    assert json.loads((tmp_path / "manifest.json").read_text()) == {"size": 5}
+    assert len(np.load(tmp_path / "a.npy")) == 5 and (mapped == 1000).all()

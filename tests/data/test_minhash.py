@@ -48,6 +48,19 @@ def test_copies_point_to_the_first_and_the_others_stay():
     assert found.tolist() == [-1, -1, 0, -1, 1, -1]
 
 
+def test_what_copies_a_held_out_copy_is_one():
+    """The second copies the first, the third the second, and is not alike to the first."""
+    words = [f"word{i}" for i in range(1000)]
+    other = [f"other{i}" for i in range(1000)]
+    texts = [" ".join(part) for part in (
+        words, other[:150] + words[150:], other[:150] + words[150:850] + other[850:],
+    )]  # fmt: skip
+    signatures = np.stack([minhash.signature(text) for text in texts])
+    assert minhash.originals(signatures).tolist() == [-1, 0, -1]
+    staying = np.array([True, True, False])
+    assert minhash.originals(signatures, staying).tolist() == [-1, 0, 1]
+
+
 def test_no_pair_of_survivors_is_alike():
     texts = [edited(code(seed), share, i) for seed in range(8)
              for i, share in enumerate((0.0, 0.02, 0.05, 0.1, 0.2, 0.4))]

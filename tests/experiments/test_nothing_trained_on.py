@@ -46,7 +46,7 @@ def test_no_result_is_of_a_package_or_author_that_was_trained_on():
     assert {"flax", "Victor Hugo"} <= measured and not any(n in trained for n in ("", "tasks"))
     assert not {author_key(name) for name in measured} & trained
     line = "9 packages or authors: flax, in.jsonl.xz Charles Dickens, sympy."
-    assert {author_key(name) for name in named(line)} & trained == {"charlesdickens", "sympy"}
+    assert {author_key(name) for name in named(line)} & trained == {"charles dickens", "sympy"}
 
 
 @functools.cache
