@@ -20,7 +20,7 @@ from experiments.sessions import far_detail
 from experiments.statistics import interval
 from experiments.suites import Suite
 from experiments.suites.segments import Segments
-from experiments.suites.views import View, row
+from experiments.suites.views import View, row, share
 from mctx.errors import UserError
 from mctx.models.wrapped import Wrapped
 from mctx.opened import Opened
@@ -119,7 +119,8 @@ def _rows(kept: dict[str, list[Reading]], groups: np.ndarray, seed: int, turn: T
     stayed, rows = kept["stayed"], []
 
     def tell(view, what, k, each):
-        told = interval(each, groups, seed)
+        shares = VIEWS[view].unit == SHARE
+        told = share(each, seed, groups) if shares else interval(each, groups, seed)
         rows.append(row(view, what, VIEWS[view].unit, told, len(each), refocus=k))
 
     for name in (LEFT, BY_RECENCY):

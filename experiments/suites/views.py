@@ -62,9 +62,10 @@ def share_rows(
     return rows
 
 
-def share(values: np.ndarray, seed: int) -> Interval:
+def share(values: np.ndarray, seed: int, groups: np.ndarray | None = None) -> Interval:
     """Wilson's interval of hits, the bootstrap's of scores between."""
-    return proportion(values) if np.isin(values, (0, 1)).all() else interval(values, seed=seed)
+    hits = np.isin(values, (0, 1)).all()
+    return proportion(values) if hits else interval(values, groups, seed)
 
 
 def group_rows(
