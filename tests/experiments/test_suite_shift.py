@@ -39,7 +39,7 @@ def test_what_is_read_meanwhile_is_another_subject():
     assert by["focus", "recency", 0]["value"] == 0  # all that is recent is of the other subject
     for k in TURN.counted():  # nor does reading on bring back what was before
         assert by["back", "recency", k]["value"] == by["focus", "recency", k]["value"] == 0
-    assert by["back", "recency", 0]["high"] == 0  # drawn by groups, which are all alike
+    assert 0 < by["back", "recency", 0]["high"] < 1  # of few texts, which are all alike
     rises = [by["back", "lens", k]["value"] for k in TURN.counted()]
     assert rises == sorted(rises)
     assert abs(by["nll", "recency", 0]["value"]) > 1e-4
