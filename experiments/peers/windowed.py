@@ -12,7 +12,7 @@ from experiments import score
 from mctx.models.base import token_nll
 from mctx.models.wrapped import Wrapped
 from mctx.opened import Opened
-from mctx.runtime.generation import one_by_one
+from mctx.runtime.generation import CONTEXT, one_by_one
 from mctx.runtime.sampling import Sampling
 
 
@@ -37,10 +37,12 @@ class Windowed:
         self.waiting = np.zeros(0, np.int32)  # of a block that is not complete
         self.before = jnp.zeros(opened.model.base.d_model)  # predicts the block's first token
         self.tail = Last(self.before)
+        self._last = self.waiting  # ids that were read last
         self._fixed = sinks + len(opened.model.base.prefix)
 
     def read_tokens(self, tokens: np.ndarray) -> np.ndarray:
         """NLL of each token; of the very first one it means nothing."""
+        self._last = np.concatenate([self._last, tokens])[-CONTEXT:]
         nll, block = [np.zeros(0, np.float32)], self.opened.model.gist.block
         while len(tokens):
             known = len(self.waiting)
@@ -63,6 +65,10 @@ class Windowed:
                 self.held, self.before, whole = held, self.tail.last, whole[:0]
             self.waiting = whole
         return np.concatenate(nll)
+
+    def recent(self, count: int) -> np.ndarray:
+        """The last ids that were read, at most `count` and `CONTEXT`."""
+        return self._last[-count:]
 
     def drawn(self, count: int, sampling: Sampling) -> Iterator[int]:
         """Tokens drawn after the last one read."""

@@ -88,7 +88,10 @@ class SessionBatch:
     def _said(self, wanted: dict[int, tuple[str, Ask]]):
         lines, errors = self._lines(wanted)
         decode = self.sessions[0].opened.tokenizer.decode
-        words = {lane: Words(decode, ask.stop) for lane, (_, ask) in wanted.items()}
+        words = {
+            lane: Words(decode, ask.stop, self.sessions[lane].recent(generation.CONTEXT))
+            for lane, (_, ask) in wanted.items()
+        }
         try:
             yield from _drawn(lines, words)
         except Exception as error:

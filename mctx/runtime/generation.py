@@ -63,7 +63,8 @@ def stream(reader, tokens: int, **how) -> Iterator[str]:
     forgotten too.
 
     Args:
-      reader: a `Session`, or another that has `opened` and `drawn(count, sampling)`.
+      reader: a `Session`, or another that has `opened`, `recent(count)` and
+        `drawn(count, sampling)`.
       how: see `asked`.
 
     Raises:
@@ -73,7 +74,7 @@ def stream(reader, tokens: int, **how) -> Iterator[str]:
 
 
 def _said(reader, ask):
-    words = Words(reader.opened.tokenizer.decode, ask.stop)
+    words = Words(reader.opened.tokenizer.decode, ask.stop, reader.recent(CONTEXT))
     with contextlib.closing(reader.drawn(ask.count, ask.sampling)) as drawn:
         for token in drawn:
             if text := words.add(token):
@@ -87,14 +88,22 @@ def _said(reader, ask):
 class Words:
     """Ids in, text out as soon as it is settled: no half character, nothing that may begin a stop.
 
+    `before`: the ids that stand in front, for some tokenizers leave out the space of a first word.
+
     Attributes:
       ended: whether a stop string came; nothing follows.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()):
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        stop: Sequence[str] = (),
+        before: Sequence[int] = (),
+    ):
         self._decode, self._stop = decode, tuple(stop)
-        self._ids: list[int] = []  # the newest, and some before
-        self._taken = 0  # characters of their text that were taken already
+        self._ids = [int(one) for one in before]  # the newest, and some before
+        # Characters of their text that were taken already.
+        self._taken = len(decode(self._ids).rstrip(REPLACEMENT)) if self._ids else 0
         self._held = ""  # taken, and not settled
         self.ended = False
 

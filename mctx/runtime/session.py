@@ -55,6 +55,7 @@ from mctx.runtime.steps import Steps, finish
 from mctx.runtime.storing import Storing
 from mctx.runtime.watching import Probe, Watch
 from mctx.tree.documents import Span
+from mctx.tree.head import StoreError
 from mctx.tree.ingest import Blocks, Ingest, Reader
 from mctx.tree.store import Tree
 
@@ -166,6 +167,15 @@ class Session:
     def length(self) -> int:
         """Tokens of the history, those that wait for their block included."""
         return self.tree.length + len(self.ingestion.waiting)
+
+    def recent(self, count: int) -> np.ndarray:
+        """The last tokens of the history, at most `count`; fewer where the store fails."""
+        waiting, stop = self.ingestion.waiting, self.tree.length
+        try:
+            before = self.tree.tokens(max(0, stop - count), stop)
+        except StoreError:
+            before = waiting[:0]
+        return np.concatenate([before, waiting])[-count:]
 
     def ingest(self, text: str | np.ndarray) -> int:
         """Adds text or ids to the history without predicting it, commits; returns tokens added."""

@@ -205,6 +205,26 @@ def test_a_stop_string_is_never_said_however_tokens_cut_it(ids, stop):
     assert whole.startswith(found) and (words.ended or found == whole)
 
 
+def test_the_space_before_a_first_word_is_said_behind_a_history():
+    """Some tokenizers write no space in front of a text's first word."""
+    words = ["once", "upon", "a", "time"]
+
+    def decode(ids):
+        return " ".join(words[i] for i in ids)
+
+    behind, alone = Words(decode, before=[0]), Words(decode)
+    assert "".join(behind.add(i) for i in (1, 2, 3)) == " upon a time"
+    assert "".join(alone.add(i) for i in (1, 2, 3)) == "upon a time"
+
+
+def test_a_session_tells_its_last_tokens_those_that_wait_included():
+    made, ids = session(), text(27)
+    assert len(made.recent(16)) == 0
+    made.ingest(ids)
+    np.testing.assert_array_equal(made.recent(16), ids[-16:])
+    np.testing.assert_array_equal(made.recent(99), ids)
+
+
 def test_characters_in_bytes_are_whole_wherever_ids_are_let_go():
     """A run of bytes may be written only where it is valid as a whole, as SentencePiece does."""
 
