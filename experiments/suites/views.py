@@ -63,9 +63,11 @@ def share_rows(
 
 
 def share(values: np.ndarray, seed: int, groups: np.ndarray | None = None) -> Interval:
-    """Wilson's interval of hits, the bootstrap's of scores between."""
-    hits = np.isin(values, (0, 1)).all()
-    return proportion(values) if hits else interval(values, groups, seed)
+    """Wilson's interval of hits, the bootstrap's of scores between; within 0 and 1."""
+    if np.isin(values, (0, 1)).all():
+        return proportion(values)
+    found = interval(values, groups, seed)
+    return found._replace(low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
 def group_rows(

@@ -265,7 +265,8 @@ def test_long_nll_tells_recovered_where_it_is_defined(plan):
     found = long_nll.rows(sum(groups, []), wide)
     by = {(r["view"], r["what"], r.get("length", r.get("budget"))): r for r in found}
     assert by["nll", "lens", 64]["value"] == 2.5 and by["nll", "lens", 64]["groups"] == 2
-    assert by["nll", "lens", 64]["low"] == 2.25 and by["nll", "lens", 64]["high"] == 2.75
+    low, high = (by["nll", "lens", 64][end] for end in ("low", "high"))
+    assert low < 2.25 and high > 2.75 and low + high == pytest.approx(5)  # wider than two groups
     assert by["delta", "lens", 64]["value"] == -0.25
     assert by["recovered", "lens", 64]["value"] == 0.75  # 0 is the least recent window: 3.0
     assert by["recovered", "recent", 64]["value"] == 0.25
@@ -330,7 +331,7 @@ def test_shares_of_few_hits_keep_an_interval():
     half = share(np.array([0, 1, 0, 1]), 0)
     assert half.low + half.high == pytest.approx(1) and 0.1 < half.low < 0.5
     part = share(np.array([0.25, 0.75, 0.5]), 0)
-    assert part.value == 0.5 and 0.25 <= part.low < 0.5 < part.high <= 0.75
+    assert part.value == 0.5 and 0 <= part.low < 0.3 and 0.7 < part.high <= 1
 
 
 def test_a_trial_without_parts_is_left_out(plan):
