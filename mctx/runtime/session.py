@@ -14,6 +14,7 @@ raises may be made again, and goes on where the one before stopped.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -166,16 +167,19 @@ class Session:
     @property
     def length(self) -> int:
         """Tokens of the history, those that wait for their block included."""
-        return self.tree.length + len(self.ingestion.waiting)
+        return self.tree.length + len(self.waiting)
+
+    @property
+    def waiting(self) -> np.ndarray:
+        """Tokens that wait for their block; of a session that was not fed there are none."""
+        return self.ingestion.waiting if "ingestion" in vars(self) else np.zeros(0, np.int32)
 
     def recent(self, count: int) -> np.ndarray:
         """The last tokens of the history, at most `count`; fewer where the store fails."""
-        waiting, stop = self.ingestion.waiting, self.tree.length
-        try:
+        before, stop = np.zeros(0, np.int32), self.tree.length
+        with contextlib.suppress(StoreError):
             before = self.tree.tokens(max(0, stop - count), stop)
-        except StoreError:
-            before = waiting[:0]
-        return np.concatenate([before, waiting])[-count:]
+        return np.concatenate([before, self.waiting])[-count:]
 
     def ingest(self, text: str | np.ndarray) -> int:
         """Adds text or ids to the history without predicting it, commits; returns tokens added."""
@@ -274,7 +278,7 @@ class Session:
         """Reads a text, which may be empty if there is a history, to be continued."""
         if len(text):
             self.read_tokens(ids_of(self.opened, text))
-        if not (self.has_read or self.blocks or len(self.ingestion.waiting)):
+        if not (self.has_read or self.blocks or len(self.waiting)):
             raise UserError("there is nothing to continue: give a prompt or ingest text first.")
 
     def _say(self, text, pieces):
@@ -335,8 +339,7 @@ class Session:
         """Scores, edits, and streams in what changed; returns this refocus's telemetry."""
         leave_stream(self)
         report = finish(self.refocusing(told=True))
-        if len(self.ingestion.waiting):  # they stood in the tail alone, and are read anew
-            self.has_read = False
+        self.has_read &= not len(self.waiting)  # they stood in the tail alone, and are read anew
         return report
 
     def refocusing(self, told: bool = False) -> Steps[dict]:
@@ -359,7 +362,7 @@ class Session:
     def peek(self, tokens: np.ndarray) -> np.ndarray:
         """NLL of tokens[1:] behind the present focus, leaving everything as it was: [n - 1]."""
         ready(self)
-        if self.blocks == self.tree.blocks and len(self.ingestion.waiting):
+        if self.blocks == self.tree.blocks and len(self.waiting):
             tailing.stand_at_end(self)
         return tailing.peek(self, ids_of(self.opened, tokens))
 
@@ -383,8 +386,7 @@ class Session:
     @property
     def due(self) -> int:
         """Tokens until the next refocus."""
-        waiting = len(self.ingestion.waiting)
-        return self.interval - self.fresh * self.model.gist.block - waiting
+        return self.interval - self.fresh * self.model.gist.block - len(self.waiting)
 
     def taking(self, tokens: np.ndarray, nll: Iterable[tuple]) -> Steps[None]:
         """Tokens that were read, at most `due`, become history: blocks, gists, then a refocus."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data.text import Document
 from experiments import eval as evaluation
 from experiments.report import load_result
-from experiments.statistics import Interval
+from experiments.statistics import Interval, interval
 from experiments.suites import base, choices, gists, rows
 from experiments.suites.segments import Segments, cut, document_streams
 from experiments.suites.texts import source_streams
@@ -130,8 +130,9 @@ def test_base_nll_of_the_same_tokens_behind_less_and_more():
     assert found["last 7, behind 55"]["value"] == pytest.approx(far.mean(), abs=1e-4)
     difference = found["last 7, difference"]
     assert difference["value"] == pytest.approx(np.mean(far - near), abs=1e-4)
-    width = (difference["high"] - difference["low"]) / np.std(far - near)
-    assert 0.5 < width < 2.5  # of the pairs, not of the texts
+    pairs = interval(far - near, segments_of(tokens).units)  # not of the texts
+    assert difference["low"] == pytest.approx(pairs.low, abs=1e-3)
+    assert difference["high"] == pytest.approx(pairs.high, abs=1e-3)
 
 
 def test_gists_tell_every_level_and_full_sees_what_none_does_not():

@@ -295,7 +295,7 @@ def test_what_a_refocus_reports_adds_up():
     [
         (dict(tail="sometimes"), "tail must be one of"),
         (dict(router="best"), "router must be one of"),
-        (dict(every=0), "at least one block"),
+        (dict(every=0), "every must be a whole number from 1 on"),
         (dict(top=2), "top must lie between"),
         (dict(heads=5, top=1), "lens has 2 heads"),
         (dict(router="learned"), "learned router knows 2 heads"),
