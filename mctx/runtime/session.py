@@ -256,7 +256,7 @@ class Session:
           [n], NLL in nats of each token given all that is shown before it; NaN for the very first
           token of a history.
         """
-        nll = self.read_tokens(ids_of(self.opened, text))
+        nll = self.read_tokens(text)
         self.storing.now()
         return nll
 
@@ -277,7 +277,7 @@ class Session:
     def prompt(self, text: str | np.ndarray = "") -> None:
         """Reads a text, which may be empty if there is a history, to be continued."""
         if len(text):
-            self.read_tokens(ids_of(self.opened, text))
+            self.read_tokens(text)
         if not (self.has_read or self.blocks or len(self.waiting)):
             raise UserError("there is nothing to continue: give a prompt or ingest text first.")
 
@@ -361,14 +361,15 @@ class Session:
 
     def peek(self, tokens: np.ndarray) -> np.ndarray:
         """NLL of tokens[1:] behind the present focus, leaving everything as it was: [n - 1]."""
+        tokens = ids_of(self.opened, tokens)
         ready(self)
         if self.blocks == self.tree.blocks and len(self.waiting):
             tailing.stand_at_end(self)
-        return tailing.peek(self, ids_of(self.opened, tokens))
+        return tailing.peek(self, tokens)
 
-    def read_tokens(self, tokens: np.ndarray) -> np.ndarray:
-        """As `predict`, for ids, without a commit of its own at the end."""
-        tokens = ids_of(self.opened, tokens)
+    def read_tokens(self, text: str | np.ndarray) -> np.ndarray:
+        """As `predict`, without a commit of its own at the end."""
+        tokens = ids_of(self.opened, text)
         if not len(tokens):
             return np.zeros(0, np.float32)
         ready(self, grows=True)
