@@ -8,7 +8,6 @@ from their own ingest windows (design: law 8). Keys leave and enter unrotated.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ from mctx.errors import UserError
 from mctx.models import rope
 from mctx.models.attention import NEGATIVE, attention_behind, platform
 
-SINGLE = 8  # rows of a matrix product on a GPU that has one
+COPIES = 8  # of an entry that is read alone, on a GPU: see `copied`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,18 +121,16 @@ class RMSNorm(nn.Module):
         return (x32 * scale).astype(x.dtype)
 
 
-def matrix_product(x: jax.Array, kernel: jax.Array, dimensions, **kwargs) -> jax.Array:
-    """`jax.lax.dot_general`, which on a GPU stays a matrix product where x is a single entry.
+def copied(x: jax.Array, rows: int) -> jax.Array:
+    """x [1, …] as `rows` equal rows, of which XLA cannot know that they are equal; others as they
+    are.
 
     XLA makes a small matrix times one vector an elementwise product, written out and then summed:
-    on an H200 five times as long as it takes to read the matrix. Of equal rows that it cannot know
-    to be equal it makes no such thing.
+    on an H200 five times as long as it takes to read the matrix. Of several rows it makes none.
     """
-    rows = x.size // math.prod(x.shape[axis] for axis in dimensions[0][0])
-    if rows > 1 or platform() != "gpu":
-        return jax.lax.dot_general(x, kernel, dimensions, **kwargs)
-    same = jax.lax.optimization_barrier(jnp.broadcast_to(x, (SINGLE, *x.shape[1:])))
-    return jax.lax.dot_general(same, kernel, dimensions, **kwargs)[:1]
+    if len(x) == rows:
+        return x
+    return jax.lax.optimization_barrier(jnp.broadcast_to(x, (rows, *x.shape[1:])))
 
 
 def low_rank(module: nn.Module, name: str, x: jax.Array, out: jax.Array) -> jax.Array:
@@ -159,10 +156,9 @@ class Attention(nn.Module):
                 (heads, c.head_dim),
                 use_bias=c.qkv_bias,
                 dtype=x.dtype,
-                dot_general=matrix_product,
                 name=name,
             )
-            return low_rank(self, name, x, dense(x))
+            return low_rank(self, name, x, dense(x))[: len(positions)]
 
         q = project("q", c.n_heads)  # [B, T, N, H]
         k = project("k", c.n_kv_heads)  # [B, T, K, H]
@@ -181,13 +177,12 @@ class Attention(nn.Module):
         # A layer without RoPE turns by no angle: the case is a value, the path the same.
         q = rope.rotate(q, positions * has_rope, freqs)
         k = rope.rotate(k, key_positions * has_rope, freqs)
-        seen = attention_behind(q, k, v, parts, layer, bias)
+        seen = copied(attention_behind(q, k, v, parts, layer, bias), len(x))
         dense = nn.DenseGeneral(
             c.d_model,
             axis=(-2, -1),
             use_bias=False,
             dtype=x.dtype,
-            dot_general=matrix_product,
             name="o",
         )
         return low_rank(self, "o", seen, dense(seen)), own
@@ -199,8 +194,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x):
         def project(name, width, x):
-            kinds = dict(dtype=x.dtype, dot_general=matrix_product)
-            dense = nn.Dense(width, use_bias=False, name=name, **kinds)
+            dense = nn.Dense(width, use_bias=False, dtype=x.dtype, name=name)
             return low_rank(self, name, x, dense(x))
 
         gate = project("gate", self.config.d_ff, x)
@@ -259,6 +253,7 @@ class Base(nn.Module):
         embed = nn.Embed(c.vocab_size, c.d_model, dtype=self.dtype, name="embed")
         x = embed(entries) if entries.ndim == 2 else entries.astype(self.dtype)
         bias = _key_bias(context, valid, x.shape[:2])
+        x = copied(x, COPIES if x.shape[:2] == (1, 1) and platform() == "gpu" else len(x))
         layer = nn.remat(Layer, prevent_cse=False) if self.remat else Layer
         scanned = nn.scan(
             layer,
@@ -281,7 +276,8 @@ class Base(nn.Module):
         )
         if collect:
             states = jnp.concatenate([states, x[None]], axis=0)  # [L + 1, B, T, D]
-        hidden = RMSNorm(c.norm_eps, name="final_norm")(x)
+            states = states[:, : len(entries)]
+        hidden = RMSNorm(c.norm_eps, name="final_norm")(x[: len(entries)])
         if not c.tied:
             # Created here so that `init` makes it; `logits` reads it from the tree.
             self.param("head", nn.initializers.lecun_normal(), (c.d_model, c.vocab_size))

@@ -14,7 +14,7 @@ from mctx.runtime import rows
 from mctx.runtime.config import SessionConfig
 from mctx.runtime.memory import room_for
 from mctx.runtime.rows import Buffer
-from mctx.sharding import beside
+from mctx.sharding import beside, put
 
 
 def lanes_for(
@@ -94,8 +94,7 @@ class Lanes:
 
     def write_blocks(self, head: int, to: np.ndarray, blocks: list) -> None:
         """Writes blocks into one head, wherever they come from; see `rows.write_blocks`."""
-        blocks = jax.device_put(blocks, self.where)
-        self.made = rows.write_blocks(self.made, np.int32(head), to, blocks)
+        self.made = rows.write_blocks(self.made, np.int32(head), to, put(blocks, self.where))
 
     def stand(self, lane: int, heads: np.ndarray, positions: np.ndarray, counts: np.ndarray):
         """Rotates what the running heads [k] of a lane hold, for positions [k, R]; the first

@@ -8,6 +8,7 @@ import numpy as np
 from mctx.models.router import Routing
 from mctx.runtime import reading, rows
 from mctx.runtime.rows import Tail
+from mctx.sharding import numbers_to, put
 from mctx.tree.documents import last_live
 
 
@@ -31,7 +32,10 @@ def clear(session, routing: Routing) -> None:
 
 def changed(session, tail: Tail, **fields) -> Tail:
     """A tail with some fields others: on the device, as those that a program has made."""
-    return tail._replace(**jax.device_put(fields, session.reader.where))
+    where = session.reader.where
+    known = {name: x for name, x in fields.items() if not isinstance(x, jax.Array)}
+    made = {name: x for name, x in fields.items() if name not in known}
+    return tail._replace(**put(made, where), **numbers_to(where)(known))
 
 
 def read(session, tokens: np.ndarray) -> list[tuple]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mctx.models import base as base_file
 from mctx.models.attention import NEGATIVE
 from mctx.models.base import (
     Base,
@@ -238,3 +239,18 @@ def test_the_shapes_of_a_large_model_cost_nothing():
     assert read.rows.k.shape == (32, 4, 8192, 8, 128)
     assert read.hidden.shape == (4, 8192, 4096)
     assert time.process_time() - start < 5  # memory or layers unrolled would show
+
+
+def test_an_entry_that_is_read_in_copies_is_read_as_it_is(monkeypatch):
+    base, where = Base(ALL_ON), jnp.array([[3]])
+    tokens = jnp.array([[5]])
+    params = base.init(jax.random.key(0), tokens, where)
+    rows = base.apply(params, jnp.array([[7, 8, 9]]), jnp.arange(3)[None]).rows
+    context = Context(rows, jnp.arange(3)[None], jnp.zeros((1, 3)))
+    wanted = base.apply(params, tokens, where, context, collect=True)
+    monkeypatch.setattr(base_file, "platform", lambda: "gpu")
+    made = jax.make_jaxpr(lambda: base.apply(params, tokens, where, context, collect=True))()
+    assert "optimization_barrier" in str(made)
+    found = base.apply(params, tokens, where, context, collect=True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, wanted)
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, wanted)
