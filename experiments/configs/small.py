@@ -3,11 +3,12 @@
 Command:  python -m experiments.train --config=experiments/configs/small.py:base \
               --workdir=runs/small --config.corpus=runs/corpus
           then small.py:gist, in the same workdir
-Hardware: one H200; 330 s for the base's 2,300 steps, 210 s for the 1,200 of the gists, both with
-          compiling and beside another run on the host, seeds 0 and 1
-Reached:  held-out NLL of code 1.91: 2.77 at positions 0–127, 1.77 from 1,024 on; of books 3.48:
-          3.77 and 3.44. With the gists' recipe before the present one, of 512 tokens of history
-          .601 recovered at 8:1 (code .552, books .730), .395 at 32:1 (.356, .497).
+Hardware: one H200; 335 s for the base's 2,300 steps, 75 s for the first 400 of the gists (of 1,200),
+          seeds 0 and 1; compiling comes on top
+Reached:  held-out NLL of code 1.92: 2.76 at positions 0–127, 1.77 from 1,024 on; of books 3.53:
+          3.84 and 3.49 (113 of the 150 books). Of 512 tokens of history .766 recovered at 4:1, .681
+          at 8:1 (code .651, books .763), .464 at 32:1 (.433, .547), after 400 steps; pico's have
+          .688, .611 and .400 then (RESULTS.md, gists-curves).
 """
 
 from ml_collections import ConfigDict
