@@ -48,6 +48,11 @@ class BaseConfig:
                 f"{self.n_heads} heads cannot share {self.n_kv_heads} key/value heads evenly: make "
                 "base.n_heads a multiple of base.n_kv_heads."
             )
+        if not all(0 <= token < self.vocab_size for token in self.prefix):
+            raise UserError(
+                f"the prefix {self.prefix} has ids that a vocabulary of {self.vocab_size} lacks: set "
+                "base.prefix to tokens of the base, or base.vocab_size to their number."
+            )
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)

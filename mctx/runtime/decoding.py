@@ -174,8 +174,7 @@ class Drawing:
         draws = self._draws._replace(numbers=numbers, active=active)
         behind = self._lanes.whole(), rows, tails, draws, self._prefix_bias
         self._tails, said = reading.say(*self._static, self._params, *behind)
-        for each in (said.token, said.nll):
-            each.copy_to_host_async()
+        said.token.copy_to_host_async()  # of its NLL a probe asks, some pieces later
         for line in lines:
             line.session.spending.read(1)
             line.said.append(said)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mctx.errors import UserError
 from mctx.models import base as base_file
 from mctx.models.attention import NEGATIVE
 from mctx.models.base import (
@@ -254,3 +255,8 @@ def test_an_entry_that_is_read_in_copies_is_read_as_it_is(monkeypatch):
     found = base.apply(params, tokens, where, context, collect=True)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, wanted)
     assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, wanted)
+
+
+def test_a_prefix_outside_the_vocabulary_is_refused():
+    with pytest.raises(UserError, match="vocabulary of 32 lacks"):
+        dataclasses.replace(CONFIG, prefix=(0, 32))
