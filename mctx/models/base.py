@@ -50,8 +50,8 @@ class BaseConfig:
             )
         if not all(0 <= token < self.vocab_size for token in self.prefix):
             raise UserError(
-                f"the prefix {self.prefix} has ids that a vocabulary of {self.vocab_size} lacks: set "
-                "base.prefix to tokens of the base, or base.vocab_size to their number."
+                f"the prefix {self.prefix} has ids that a vocabulary of {self.vocab_size} lacks: "
+                "set base.prefix to tokens of the base, or base.vocab_size to their number."
             )
 
     def to_dict(self) -> dict:
