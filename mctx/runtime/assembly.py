@@ -193,9 +193,9 @@ class Assembly:
         )
 
     def holds(self, head: int) -> tuple[np.ndarray, np.ndarray]:
-        """Level and index of the nodes of which a head's buffer holds rows."""
+        """Level and index of the nodes of which a head's buffer holds rows of ingest windows."""
         parts = slots.decode(self._keys[head][self._keys[head] != slots.EMPTY])
-        first = parts.offset == 0
+        first = (parts.offset == 0) & (parts.kept == 0)
         return parts.level[first], parts.index[first]
 
     def _wants(self, head, layouts, decoded, before):
@@ -219,6 +219,10 @@ class Assembly:
     def forget_changed(self, marks: np.ndarray) -> None:
         """Drops the rows of nodes that have been replaced in the tree since `marks` was asked."""
         self._keys[np.any(self.marks() != marks, axis=-1)] = slots.EMPTY
+
+    def forget_decoded(self) -> None:
+        """Drops rows of blocks as they were decoded: the next assembly has their windows'."""
+        self._keys[slots.decode(self._keys).kept == 1] = slots.EMPTY
 
     def forget(self) -> None:
         """Drops what the buffers hold: the next assembly writes every row anew."""

@@ -13,6 +13,7 @@ import numpy as np
 
 EMPTY = -1
 SLOT_BITS, LEVEL_BITS = 10, 4  # of a row's key: token or slot within its node, level, then index
+MOST_ROWS = 2**SLOT_BITS  # of a node
 
 
 class Plan(NamedTuple):

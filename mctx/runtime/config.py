@@ -10,6 +10,7 @@ from mctx.errors import UserError
 from mctx.focus.bank import focus_for
 from mctx.focus.layout import FocusConfig
 from mctx.models.wrapped import Wrapped
+from mctx.runtime.buffer import MOST_ROWS
 
 CHOICES = {
     "router": ("static", "utility", "learned"),
@@ -112,6 +113,10 @@ def check(config: SessionConfig, model: Wrapped) -> None:
         (
             not config.disk_folder or Path(config.disk_folder).is_dir(),
             f"disk_folder {config.disk_folder} is no folder: make it, or name another.",
+        ),
+        (
+            max(model.gist.block, *model.gist.entries) <= MOST_ROWS,
+            f"a session keeps apart {MOST_ROWS} rows of a node: give blocks and gists no more.",
         ),
         (1 <= config.top <= config.heads, "top must lie between 1 and the number of heads."),
         (

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mctx.runtime import reading, tailing
+from mctx.runtime import growing, reading, tailing
 from mctx.runtime.ahead import TRYING
 from mctx.runtime.reading import Draws, Said
 from mctx.runtime.rows import Tail
@@ -113,14 +113,17 @@ class Drawing:
                 for line in self._lines:
                     yield from self._known(line)
                 self._go_on([line for line in self._lines if line.over])
-        except Exception:
+        except GeneratorExit:
+            self._finish()
+            raise
+        except BaseException:  # an interrupt too
             for line in self._lines:  # what a step was reading is lost with it
                 if not line.ended:
                     line.session.owed.unread += line.handed
                 line.ended = True
+            self._let_go()
             raise
-        finally:
-            self._finish()
+        self._finish()
 
     def end(self, line: Line) -> None:
         """Ends a line where it is; should that fail, the others go on."""
@@ -226,12 +229,15 @@ class Drawing:
                 last = np.asarray(said[len(handed) - 1].last)[line.lane]
             length = np.asarray(line.before.length) + np.int32(len(handed))
             tail = tailing.changed(session, tail, length=length, last=last)
-        session.tail, line.said, line.handed = tail, [], []
-        if not handed:
-            return
         at = slice(line.lane, line.lane + 1)
         nll = ((np.asarray(one.nll)[at], 1) for one in said[: len(handed)])
-        yield from session.taking(np.array(handed, np.int32), nll)
+        session.owed.torn = bool(handed)
+        session.tail = tail
+        if handed:
+            session.take(np.array(handed, np.int32), nll)
+        line.said, line.handed = [], []
+        if handed:
+            yield from growing.growing(session)
 
     def _guarded(self, line, action):
         """What an action returns; what fails is this line's alone."""
@@ -241,10 +247,13 @@ class Drawing:
         except Exception as error:
             line.ended, line.error = True, error
 
-    def _finish(self):
+    def _let_go(self):
         for line in self._lines:
             self.end(line)
             line.drawing = None
+
+    def _finish(self):
+        self._let_go()
         errors = [line.error for line in self._lines if line.error]
         if errors:
             raise errors[0]

@@ -20,27 +20,33 @@ def read_through(session, tokens: np.ndarray) -> list[tuple]:
     # The device looks before it reads, the host decides beside it.
     session.ahead.foresee(session, np.concatenate([waiting, tokens]) if len(waiting) else tokens)
     session.ahead.think(session)
+    session.owed.torn = True
     read = tailing.read(session, tokens)
+    session.take(tokens, read)
     while session.ahead.think(session):
         pass
-    finish(session.taking(tokens, read))
+    finish(growing(session))
     return read
 
 
-def growing(session, tokens: np.ndarray = NOTHING) -> Steps[None]:
+def growing(session) -> Steps[None]:
     """Complete blocks: rows to the cache, states to the query, a node each; then refocus."""
-    session.owed.behind = True
-    session.ingestion.add(tokens)
     ahead = session.ahead
     if not ahead.foresees:
         ahead.foresee(session, session.ingestion.waiting)
     yield
     ahead.look(session)  # the allocator is asked, and the store is told beside it
-    for blocks in session.ingestion.feed(NOTHING):
-        session.put(blocks)
-        session.query = ahead.query(session, blocks.states)
+    told = session.tree.blocks
+    try:
+        for blocks in session.ingestion.feed(NOTHING):
+            session.query, told = ahead.query(session, blocks.states), session.tree.blocks
+            session.put(blocks)
+    except BaseException:
+        session.owed.adrift |= told < session.tree.blocks  # of which the query knows nothing
+        raise
     fresh = session.tree.blocks - session.blocks
-    if fresh > session.config.every:  # of a text whose ingest failed half way
+    # More than there is room for: of a text whose ingest failed half way.
+    if session.fresh + fresh > session.config.every:
         return session.seek(session.tree.blocks)
     session.blocks, session.owed.behind = session.tree.blocks, False
     if fresh:

@@ -18,12 +18,13 @@ class Owed:
       drawing: the continuation under way, if any; weakly held.
       behind: tokens were taken that may be complete blocks. adrift: the tree has changed, and where
         the session stands may be another place now. refocus: one was begun.
-      unread: tokens that were said when a step failed.
+      unread: tokens that were said when a step failed. torn: the tail may hold what is no history.
+      telling: `on_refocus` is being called.
     """
 
     def __init__(self):
         self.drawing: Callable[[], decoding.Line | None] = lambda: None
-        self.behind = self.adrift = self.refocus = False
+        self.behind = self.adrift = self.refocus = self.torn = self.telling = False
         self.unread: list[int] = []
 
 
@@ -47,6 +48,8 @@ def ready(session, grows: bool = False) -> None:
     grows: the history is about to: not while more waits for the store than may.
     """
     owed = session.owed
+    if grows and owed.telling:
+        raise UserError("on_refocus may look at its session: change it when the call returns.")
     leave_stream(session)
     if grows and session.storing.full:
         session.storing.due()

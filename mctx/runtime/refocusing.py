@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 from mctx.runtime import cold, deciding, focusing, tailing
-from mctx.runtime.assembly import Decoded
 from mctx.runtime.memory import room_for
 from mctx.runtime.steps import Steps
 
@@ -48,18 +47,8 @@ def _assemble(session, shown, decision):
     again = tailing.live(session, reread if session.config.tail == "reread" else 0)
     tokens = tailing.tokens_of(session, again) if len(again) else None
     before = again[0] if len(again) else None
-    written = session.assembly.assemble(shown, _decoded(session), before, decision.rows)
+    written = session.assembly.assemble(shown, tailing.decoded(session), before, decision.rows)
     tailing.clear(session, deciding.route(session, decision))
     if len(again):
         tailing.read(session, tokens)
     return written
-
-
-def _decoded(session) -> Decoded | None:
-    """Blocks whose rows stand in the tail, if the policy is to keep them."""
-    if session.config.tail != "keep":
-        return None
-    count = int(session.tail.length) // session.model.gist.block
-    if not count:
-        return None
-    return Decoded(session.blocks - count, count, session.tail)

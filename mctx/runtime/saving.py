@@ -7,7 +7,9 @@ step after a commit. The tree holds the history up to the last whole block; the 
 rest: tokens that wait, the tail, the buffers, layouts with their ages, the lens's query, the
 staging view, the open ingest window, and the rows of blocks in the cache's memory, which reading
 their windows again would remake only up to rounding. (Rows in the cache's disk storey are not
-kept: they are remade so.) The record names models, configuration and tree, and fits no others.
+kept, nor those that the device's storey alone held where the host's is full, nor keys of finders
+that no cache holds: they are remade so.) The record names models, configuration and tree, and fits
+no others.
 """
 
 from __future__ import annotations
@@ -130,7 +132,10 @@ def _fitting(facts, opened, how, head, mounts, where) -> SessionConfig:
             facts["models"] == _models(opened),
             f"{where} was saved with other models: open the checkpoint it was saved with.",
         ),
-        (not other, f"{where} was saved with {told}: load it without a config, or begin anew."),
+        (
+            not other,
+            f"{where} was saved with {told}: give these, or in Python no config, or begin anew.",
+        ),
         (
             facts["given"] == given,
             f"{where} was saved with {facts['given']}, not with {given}: give the same.",

@@ -8,8 +8,8 @@ Every K_1 tokens a block is complete: the base reads it in its ingest window, Gi
 gist, the tree takes both. Every `every` blocks the working contexts refocus: lens, allocator,
 and the rows that changed are written (law 7). Between refocuses the tail grows.
 
-Where the store fails, what was read stays in memory and is history (storing.py); a call that
-raises may be made again, and goes on where the one before stopped.
+Where the store fails, what was read stays in memory and is history (storing.py); `length` tells how
+far a call came that raised, and another goes on with what is behind that.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from mctx.runtime import (
     deciding,
     decoding,
     focusing,
+    following,
     generation,
     growing,
     refocusing,
@@ -74,7 +75,7 @@ class Session:
       reader: shared by sessions of one model, so that its programs are compiled once.
       cache: shared by sessions that look at one tree.
       worths: scores blocks, session -> [blocks] nats; default: the lens, or recency without one.
-      on_refocus: called with the session and the telemetry of every refocus.
+      on_refocus: called with the session and the telemetry of every refocus; it may look.
       gist_rows: what the base reads for gists, instead of what GistNet made of them (baselines).
       lane: where its rows stand beside those of other sessions (`SessionBatch`); default: alone.
       saved: what `saving.load` read; use `Session.load`.
@@ -154,7 +155,7 @@ class Session:
     @functools.cached_property
     def ingestion(self) -> Ingest:
         """Made when first fed: a session that only looks reads no window twice."""
-        pad = self.opened.tokenizer.eot_id
+        pad = self.opened.tokenizer.eot_id if self.opened.tokenizer else 0
         return Ingest(self.reader, self.tree, self.config.every, pad)
 
     def _own_cache(self):
@@ -189,7 +190,7 @@ class Session:
         with self.room():
             for blocks in self.ingestion.feed(tokens, self.rows_wanted):
                 self.put(blocks)
-                if self.storing.waiting >= COMMIT_TOKENS:
+                if self.storing.waiting >= min(COMMIT_TOKENS, max(1, self.config.unstored)):
                     self.storing.due()
         self.storing.now()
         self.seek(self.tree.blocks)
@@ -213,41 +214,21 @@ class Session:
 
     def add_document(self, name: str, text: str | np.ndarray) -> Span:
         """Adds a document, which can be replaced as a whole; commits, and focuses anew."""
-        return self._edit(lambda: self.ingestion.add_document(name, ids_of(self.opened, text)))
+        ids = ids_of(self.opened, text)
+        return following.edited(self, lambda: self.ingestion.add_document(name, ids))
 
     def replace_document(self, name: str, text: str | np.ndarray) -> Span:
         """Gives a document another text; only the windows that changed are read."""
-        return self._edit(lambda: self.ingestion.replace_document(name, ids_of(self.opened, text)))
+        ids = ids_of(self.opened, text)
+        return following.edited(self, lambda: self.ingestion.replace_document(name, ids))
 
     def delete_document(self, name: str) -> None:
         """Deletes a document: it is not shown again."""
-        self._edit(lambda: self.ingestion.delete_document(name))
-
-    def _edit(self, edit):
-        ready(self)
-        self.cache.take_up(wait=True)
-        marks, self.owed.adrift = self.assembly.marks(), True
-        try:
-            made = edit()
-            self.storing.now()
-        finally:
-            self._follow(marks)
-        return made
+        following.edited(self, lambda: self.ingestion.delete_document(name))
 
     def refresh(self) -> bool:
         """Sees what others have committed to the trees that are only read; True if anything."""
-        ready(self)
-        self.cache.take_up(wait=True)
-        marks = self.assembly.marks()
-        self.owed.adrift = changed = self.tree.refresh()
-        if changed:
-            self._follow(marks)
-        return changed
-
-    def _follow(self, marks):
-        """The tree has changed: what was made from replaced rows is dropped."""
-        self.assembly.forget_changed(marks)
-        self.seek(self.tree.blocks)
+        return following.refreshed(self)
 
     def predict(self, text: str | np.ndarray) -> np.ndarray:
         """Streams tokens through the window and into the tree.
@@ -278,7 +259,7 @@ class Session:
         """Reads a text, which may be empty if there is a history, to be continued."""
         if len(text):
             self.read_tokens(text)
-        if not (self.has_read or self.blocks or len(self.waiting)):
+        if not (self.has_read or len(tailing.live(self, 1)) or len(self.waiting)):
             raise UserError("there is nothing to continue: give a prompt or ingest text first.")
 
     def _say(self, text, pieces):
@@ -318,6 +299,7 @@ class Session:
         if self.staging:
             self.staging.forget()
         self.tail = tailing.empty(self)
+        self.assembly.forget_decoded()
         self.refocus()
 
     def stand(self, blocks: int, query: np.ndarray) -> None:
@@ -330,10 +312,11 @@ class Session:
 
     def place(self, layouts: Layout) -> None:
         """Shows exactly these layouts [H, n], whatever lens and allocator would choose."""
-        leave_stream(self)
+        ready(self)
         self.layouts = self.shown = layouts
         self.assembly.assemble(layouts)
         tailing.clear(self, Routing(self.tail.heads, self.tail.gate))
+        self.has_read &= not len(self.waiting)  # as in `refocus`
 
     def refocus(self) -> dict:
         """Scores, edits, and streams in what changed; returns this refocus's telemetry."""
@@ -350,7 +333,11 @@ class Session:
         self.query_before = self.query
         self.fresh, self.owed.refocus = 0, False
         if self.on_refocus:
-            self.on_refocus(self, report)
+            self.owed.telling = True
+            try:
+                self.on_refocus(self, report)
+            finally:
+                self.owed.telling = False
         return report
 
     def lens(self, focus, layouts: Layout, heads: np.ndarray) -> focusing.Scores:
@@ -363,6 +350,8 @@ class Session:
         """NLL of tokens[1:] behind the present focus, leaving everything as it was: [n - 1]."""
         tokens = ids_of(self.opened, tokens)
         ready(self)
+        if len(tokens) < 2:
+            return np.zeros(0, np.float32)
         if self.blocks == self.tree.blocks and len(self.waiting):
             tailing.stand_at_end(self)
         return tailing.peek(self, tokens)
@@ -389,11 +378,12 @@ class Session:
         """Tokens until the next refocus."""
         return self.interval - self.fresh * self.model.gist.block - len(self.waiting)
 
-    def taking(self, tokens: np.ndarray, nll: Iterable[tuple]) -> Steps[None]:
-        """Tokens that were read, at most `due`, become history: blocks, gists, then a refocus."""
-        self.has_read = True
+    def take(self, tokens: np.ndarray, nll: Iterable[tuple]) -> None:
+        """Tokens that stand in the tail, at most `due`, are history: `growing` is owed."""
+        self.has_read = self.owed.behind = True
+        self.ingestion.add(tokens)
+        self.owed.torn = False
         self.probe.saw(tokens, nll)
-        yield from growing.growing(self, tokens)
 
     def room(self):
         """Around what may ask for more memory than there is."""

@@ -4,8 +4,8 @@ What was read is staged in the tree, in memory, and nothing of it is ever droppe
 not waited for: while a commit is under way, none is begun. A commit that failed has left the tree
 as it was; the next one holds the same rows and those since. Only where more than `limit` tokens
 would wait in memory, the store is waited for, or its error is raised: then the history stops, and
-goes on, with nothing missing, when the same call is made again. That another writer has taken the
-tree over is raised at once: nothing read since could ever be stored.
+goes on, with nothing missing, with what is behind `Session.length`. That another writer has taken
+the tree over is raised at once: nothing read since could ever be stored.
 
 A call that returns to its user (`ingest`, `predict`, `generate`) ends with a commit that waits and
 raises: what it has read is then on disk, or the user knows that it is not yet.

@@ -7,6 +7,7 @@ import numpy as np
 
 from mctx.models.router import Routing
 from mctx.runtime import reading, rows
+from mctx.runtime.assembly import Decoded
 from mctx.runtime.rows import Tail
 from mctx.sharding import numbers_to, put
 from mctx.tree.documents import last_live
@@ -82,24 +83,36 @@ def stand_at_end(session) -> None:
         return
     last = live(session, 1)
     if len(last) and not int(session.tail.length):
-        routing = Routing(session.tail.heads, session.tail.gate)
-        session.assembly.assemble(session.shown, before=last[0])
-        clear(session, routing)
-        read(session, tokens_of(session, last))
-        session.assembly.assemble(session.shown)
+        session.owed.adrift = True  # until the buffers hold again what is shown
+        tokens = tokens_of(session, last)
+        session.assembly.assemble(session.shown, decoded(session), before=last[0])
         clear(session, Routing(session.tail.heads, session.tail.gate))
+        read(session, tokens)
+        session.assembly.assemble(session.shown, decoded(session))
+        clear(session, Routing(session.tail.heads, session.tail.gate))
+        session.owed.adrift = False
     if len(waiting):
         read(session, waiting)
     session.has_read = bool(len(last) or len(waiting))
 
 
+def decoded(session) -> Decoded | None:
+    """Blocks whose rows stand in the tail, if the policy is to keep them; without any, those that
+    were kept before stay."""
+    if session.config.tail != "keep":
+        return None
+    count = int(session.tail.length) // session.model.gist.block
+    return Decoded(session.blocks - count, count, session.tail)
+
+
 def renewed(session) -> bool:
-    """Where a reading that failed has used up the tail, it begins anew, and the last tokens will be
-    read again (`stand_at_end`); True where blocks stood in it alone, for a refocus to show."""
-    if not session.tail.last.is_deleted():
+    """Where a reading that failed has used up the tail, or left there what is no history, it begins
+    anew, and the last tokens will be read again (`stand_at_end`); True where blocks stood in it
+    alone, for a refocus to show."""
+    if not (session.owed.torn or session.tail.last.is_deleted()):
         return False
-    session.tail, session.has_read = empty(session), False
-    return session.fresh > 0
+    session.tail, session.has_read, session.owed.torn = empty(session), False, False
+    return session.fresh > 0 or session.config.tail == "reread"
 
 
 def live(session, count: int) -> np.ndarray:

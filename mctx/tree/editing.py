@@ -147,10 +147,7 @@ def stand_ins(alive: np.ndarray) -> np.ndarray:
 
 def add(reader, draft: Draft, name: str, tokens: np.ndarray, pad: int) -> list[Run]:
     """A new document at the end; its span is whole windows. Returns the blocks that changed."""
-    if not name or name in draft.documents:
-        raise TreeError(
-            f"A document needs a name of its own, not {name!r}; replace the one that is there."
-        )
+    check_new(draft.documents, name, tokens)
     return _place(reader, draft, name, 1, tokens, pad)
 
 
@@ -206,6 +203,15 @@ def _place(reader, draft, name, version, tokens, pad):
     span = Span(name, version, start, stop, len(tokens))
     draft.documents = draft.documents.with_span(span)
     return [(start // block, stop // block)]
+
+
+def check_new(documents: Documents, name: str, tokens: np.ndarray) -> None:
+    """Raises TreeError where these are no new document."""
+    if not name or name in documents:
+        raise TreeError(
+            f"A document needs a name of its own, not {name!r}; replace the one that is there."
+        )
+    _whole(tokens, 1, 0, name)
 
 
 def fits(documents: Documents, name: str, tokens: np.ndarray) -> bool:

@@ -361,6 +361,7 @@ class Ingest:
 
     def add_document(self, name: str, tokens: np.ndarray) -> Span:
         """Adds a document behind the history; text that waits is padded to a block first."""
+        editing.check_new(self.tree.documents, name, tokens)
         self._end_text()
         return self._edit(editing.add, name, tokens)
 

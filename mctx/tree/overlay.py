@@ -37,7 +37,7 @@ class _Part:
         self.blocks = tree.blocks
         self.stop = first + -(-self.blocks // top) * top
         self.ends: dict[tuple[int, int], np.ndarray] = {}  # gists of the ragged end
-        self.edition = tree.head.edition
+        self.edition, self.seen = tree.head.edition, _now(tree)
         if reader is not None:
             self._make_ends(reader)
 
@@ -57,6 +57,11 @@ class _Part:
             if change.level > 1 and change.values is not None:
                 for i, gist in enumerate(change.values):
                     self.ends[change.level, change.start + i] = gist
+
+
+def _now(tree: Tree) -> tuple:
+    """What tells whether a tree is another than it was."""
+    return tree.head.edition, tree.head.extents, tree.blocks
 
 
 class Overlay:
@@ -226,12 +231,20 @@ class Overlay:
     def refresh(self) -> bool:
         """See what the writers of mounted trees have committed; True when anything changed.
 
-        A mounted tree that has grown past its gap shifts those behind it.
+        A mounted tree that has grown past its gap shifts those behind it. Others may have refreshed
+        an open tree that they share.
         """
-        changed = [tree.refresh() for tree in (*self.mounts, self.own)]
-        if any(changed):
-            self._lay_out()
-        return any(changed)
+        changed = False
+        try:
+            for tree in self.mounts:
+                tree.refresh()
+            changed = self.own.refresh()
+        finally:
+            parts = self._parts[:-1]
+            changed |= any(part.seen != _now(part.tree) for part in parts)
+            if changed:
+                self._lay_out()
+        return changed
 
     # -- writing: our own ------------------------------------------------------------------
 

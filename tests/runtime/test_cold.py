@@ -128,6 +128,24 @@ def test_a_document_that_is_replaced_while_its_window_is_read_is_not_taken_in(mo
     assert {one.address for one in found} <= set(windows.addresses(np.arange(last - 7, last + 1)))
 
 
+@pytest.mark.parametrize("tail", ["window", "keep"])
+def test_a_block_that_leaves_the_recent_ones_is_not_waited_for(tail, monkeypatch):
+    config = dataclasses.replace(CONFIG, cold="async", tail=tail, recent=3)
+    made = session(config, worths=lambda made: np.arange(1.0, made.blocks + 1))
+    made.predict(TEXT[: 5 * WINDOW])
+    made.cache.drop()
+    plain, where = Windows.begin, []
+
+    def begin(self, blocks):
+        where.append(threading.current_thread())
+        return plain(self, blocks)
+
+    monkeypatch.setattr(Windows, "begin", begin)
+    made.predict(TEXT[: 2 * BLOCK])
+    made.cache.take_up(wait=True)
+    assert threading.main_thread() not in where
+
+
 def test_all_windows_that_a_refocus_misses_are_read_at_once(tree, monkeypatch):
     calls, made = [], over(tree)
     plain = reader().full_windows

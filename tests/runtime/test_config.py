@@ -1,5 +1,7 @@
 """What a session's settings mean for its layouts."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -26,6 +28,12 @@ def test_numbers_that_mean_nothing_are_refused(name):
     for wrong in (LEAST[name] - 1, 1.5, "2", None):
         with pytest.raises(UserError, match=f"{name} must be a whole number from {LEAST[name]} on"):
             check(SessionConfig(**{name: wrong}), tiny.MODEL)
+
+
+def test_a_node_has_no_more_rows_than_are_kept_apart():
+    gist = dataclasses.replace(tiny.GIST, fanouts=(2048, *tiny.GIST.fanouts[1:]))
+    with pytest.raises(UserError, match="1024 rows of a node"):
+        check(SessionConfig(), dataclasses.replace(tiny.MODEL, gist=gist, window=2048))
 
 
 def test_a_folder_for_rows_must_be_there(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from mctx.errors import UserError
 from mctx.focus import layout
 from mctx.runtime import Session
+from mctx.tree.head import StoreError
 from mctx.tree.ingest import Ingest
 from mctx.tree.store import Tree
 from tests.runtime.small import BLOCK, CONFIG, MODEL, WINDOW, opened, place, reader, session, text
@@ -123,6 +124,35 @@ def test_a_code_base_is_mounted_written_behind_and_followed():
     assert made.refresh() and made.tree.documents["notes"].start == 2 * TOP
     same_reading(made, fresh(made, mounts=[tree.uri]))
     assert np.all(np.isfinite(made.predict(text(WINDOW, seed=53))[1:]))
+
+
+def test_what_changed_in_one_mount_is_followed_though_another_failed(monkeypatch):
+    (first, ingest), (second, _) = code_base(), code_base()
+    made = session(mounts=[first.uri, second.uri], worths=worths, on_refocus=lawful)
+    made.predict(text(3 * WINDOW, seed=51))
+    ingest.replace_document("1.py", text(WINDOW, seed=52))
+    first.commit()
+
+    def fails():
+        raise StoreError("no route")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(made.tree.mounts[1], "refresh", fails)
+        with pytest.raises(StoreError):
+            made.refresh()
+    made.refresh()
+    made.tree.commit()
+    same_reading(made, fresh(made, mounts=[first.uri, second.uri]))
+
+
+def test_sessions_that_share_an_open_tree_all_follow_it():
+    tree, ingest = code_base()
+    one = Tree.open(tree.uri)
+    a, b = (session(mounts=[one], worths=worths, on_refocus=lawful) for _ in "ab")
+    ingest.replace_document("1.py", text(WINDOW, seed=52))
+    tree.commit()
+    assert a.refresh() and b.refresh() and not a.refresh()
+    same_reading(a, b)
 
 
 def test_a_mount_of_other_models_is_refused():

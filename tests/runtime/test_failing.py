@@ -15,6 +15,7 @@ from mctx.focus import layout
 from mctx.runtime import focusing, reading, rows, shelf
 from mctx.tree.arrays import Arrays
 from mctx.tree.head import HeadRecord, StoreError, TreeError, explained
+from mctx.tree.ingest import AT_ONCE
 from mctx.tree.store import Tree
 from tests.runtime.small import BLOCK, CONFIG, WINDOW, place, session, text, worths
 
@@ -109,6 +110,15 @@ def test_a_history_that_may_not_wait_longer_stops_and_goes_on(monkeypatch):
     store.seconds = 0.05  # a slow one is waited for
     made.read_tokens(text(4 * WINDOW, seed=2))
     assert made.storing.report()["store/ms_stalled"] > 50
+
+
+def test_a_text_that_is_ingested_stops_at_what_may_wait_too(monkeypatch):
+    made = session(dataclasses.replace(CONFIG, unstored=2 * WINDOW), worths=worths(1))
+    store = Store(monkeypatch, *WRITES)
+    store.fails = True
+    with pytest.raises(StoreError):
+        made.ingest(text(8 * AT_ONCE * WINDOW))
+    assert made.length < 3 * AT_ONCE * WINDOW
 
 
 def test_a_tree_that_was_taken_over_stops_the_session_at_once():
@@ -223,6 +233,17 @@ LOST = [
     *[(CHOSEN, rows, "turn", 1), (KEEP, rows, "write_tail", 0)],
     *[(CONFIG, shelf, "_written", 0), (CONFIG, reading, "extend", 4), (CONFIG, None, "_grow", 3)],
 ]
+
+
+def test_a_tail_that_was_used_up_is_read_again_where_blocks_stood_in_it_alone(monkeypatch):
+    config = dataclasses.replace(CONFIG, tail="reread", reread=2 * BLOCK)
+    made, plain = (session(config, worths=worths(1)) for _ in "ab")
+    for one in made, plain:
+        one.predict(TEXT[: 6 * WINDOW])
+    uses_up(monkeypatch, reading, "extend", 4)
+    with pytest.raises(UserError):
+        made.predict(TEXT[:1])
+    np.testing.assert_allclose(made.peek(TEXT[:9]), plain.peek(TEXT[:9]), atol=1e-4)
 
 
 @pytest.mark.parametrize("config, owner, name, donated", LOST)

@@ -25,6 +25,8 @@ from tests.runtime.small import (
     TWO,
     WINDOW,
     opened,
+    place,
+    reader,
     session,
     text,
     worths,
@@ -275,6 +277,45 @@ def test_peek_leaves_everything_as_it_was():
     plain = standing(8 * WINDOW + 2)
     more = TEXT[8 * WINDOW + 2 :][:STREAM]
     close(made.predict(more), plain.predict(more))
+
+
+def test_a_refocus_with_nothing_new_keeps_what_was_decoded():
+    made, reports = session(dataclasses.replace(CONFIG, tail="keep"), worths=worths(1)), []
+    made.predict(text(6 * WINDOW))
+    want = made.peek(text(9, seed=5))
+    made.on_refocus = lambda _, report: reports.append(report)
+    made.refocus()
+    assert reports[-1]["refocus/rows_written"] == 0 == reports[-1]["refocus/expanded"]
+    np.testing.assert_array_equal(made.peek(text(9, seed=5)), want)
+
+
+def test_tokens_that_wait_are_read_again_behind_a_layout_that_is_placed():
+    made = session(worths=worths(1))
+    made.predict(text(6 * WINDOW + 3))
+    want = made.peek(text(9, seed=5))
+    made.place(made.layouts)
+    np.testing.assert_allclose(made.peek(text(9, seed=5)), want, atol=2e-5)
+
+
+def test_fewer_than_two_tokens_have_no_nll_to_peek_at():
+    made = session()
+    made.predict(text(BLOCK))
+    assert made.peek(text(1)).shape == made.peek(text(0)).shape == (0,)
+
+
+def test_ids_are_streamed_without_a_tokenizer():
+    bare = Session(opened()._replace(tokenizer=None), place(), CONFIG, reader=reader())
+    np.testing.assert_array_equal(
+        bare.predict(text(2 * WINDOW)), session().predict(text(2 * WINDOW))
+    )
+
+
+def test_a_history_that_was_all_deleted_is_not_continued():
+    made = session()
+    made.add_document("a", text(WINDOW))
+    made.delete_document("a")
+    with pytest.raises(UserError, match="nothing to continue"):
+        made.generate(tokens=3)
 
 
 def test_what_a_refocus_reports_adds_up():
