@@ -9,7 +9,7 @@ import numpy as np
 from rich.progress import track
 
 from data import minhash
-from data.written import console, dtype_of, loaded, save
+from data.written import begin, console, dtype_of, loaded, save
 from mctx.tokenizer import Tokenizer
 
 SHARES = 16  # made apart, each by its own seed, however many processes there are
@@ -43,8 +43,7 @@ def write(
 
     Each of `SHARES` shares is a package of the corpus.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(directory)
+    begin(directory, tokenizer)
     seeds = [seed * SHARES + i for i in range(SHARES)]
     count = len(seeds)
     hays = [_some(texts[i::count] or texts, one) for i, one in enumerate(seeds)]

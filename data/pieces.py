@@ -106,7 +106,8 @@ def distinct(
     for document, one, mask in zip(documents, cuts[len(others) :], masks, strict=True):
         if share(one, mask) <= MOSTLY:
             left = "".join(run for run, _ in runs(document.text, one, spread(mask)))
-            kept.append(document._replace(text=left))
+            if left:
+                kept.append(document._replace(text=left))
     return kept
 
 
@@ -132,9 +133,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    with lzma.open(args.out, "wt") if args.out.suffix == ".xz" else args.out.open("w") as out:
+    draft = args.out.with_name(f".{args.out.name}")
+    with lzma.open(draft, "wt") if draft.suffix == ".xz" else draft.open("w") as out:
         for package, name, left in kept:
             out.write(json.dumps({"author": package, "title": name, "text": left}) + "\n")
+    draft.replace(args.out)
     before, after = (sum(len(document.text) for document in some) for some in (documents, kept))
     print(f"{args.out}: {len(kept):,} of {len(documents):,} documents, {after:,} of {before:,} "
           "characters")

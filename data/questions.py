@@ -31,7 +31,7 @@ from rich.progress import track
 from data.sampling import ALL_ROWS, Corpus, Rows
 from data.tasks.haystack import Haystack, of_tokens, open_haystack
 from data.tasks.sample import FAMILIES, encoder_of, make
-from data.written import console, dtype_of, loaded, put, workers
+from data.written import begin, console, dtype_of, loaded, put, workers
 from mctx.errors import UserError
 from mctx.tokenizer import Tokenizer
 
@@ -174,8 +174,7 @@ def write(
     """
     if length % block or count < 1:
         raise UserError(f"Ask for one sample or more, of whole blocks of {block} tokens.")
-    out.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(out)
+    begin(out, tokenizer)
     how = Making(out, length, tail, block, SEEDS[split], tuple(hay))
     firsts = range(0, count, AT_ONCE)
     stops = [min(first + AT_ONCE, count) for first in firsts]

@@ -164,10 +164,16 @@ def _from_json_lines(path: Path) -> Iterator[Document]:
         for number, line in enumerate(lines, 1):
             try:
                 fields = json.loads(line)
-                yield Document(
+                document = Document(
                     fields.get("author", ""), fields.get("title", str(number)), fields["text"]
                 )
             except (ValueError, KeyError, AttributeError) as error:
                 raise UserError(
                     f'Line {number} of {path} is not a JSON object with a "text"; mend it.'
                 ) from error
+            for name, value in zip(("author", "title", "text"), document, strict=True):
+                if not isinstance(value, str):
+                    raise UserError(
+                        f'The "{name}" in line {number} of {path} is not a string; mend it.'
+                    )
+            yield document

@@ -81,10 +81,19 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
         yield batch
 
 
+def begin(directory: Path, tokenizer: Tokenizer) -> None:
+    """Makes a folder ready to be written: without a manifest, with the tokenizer.
+
+    The manifest goes first, so that the tokens of before never lie beside another tokenizer.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / MANIFEST).unlink(missing_ok=True)
+    tokenizer.save(directory)
+
+
 def write(directory: Path, part: Part, tokenizer: Tokenizer, pool: ProcessPoolExecutor) -> int:
     """Encode documents, in order, and write a corpus of them; returns its number of tokens."""
-    directory.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(directory)
+    begin(directory, tokenizer)
     documents = part.documents
     batches = list(_batches([document.text for document in documents]))
     encoded = pool.map(_encode, [directory] * len(batches), batches)

@@ -7,8 +7,9 @@
 A RUN is the workdir of one trained phase, or its DIR/<phase> where the workdir has several; all
 that is read are `config.json` and `metrics.jsonl` there. The first is the reference. Runs that
 differ in nothing but `train.seed` are one row: the mean of every measure, and the least and the
-most of the seeds. A row is called by the overrides that make the reference's command its own. With
---by-step there is one for every step at which it was evaluated: a curve.
+most of the seeds; nothing where a seed has no number, one that diverged say. A row is called by the
+overrides that make the reference's command its own. With --by-step there is one for every step at
+which it was evaluated: a curve. `seconds` are those of the steps alone.
 """
 
 from __future__ import annotations
@@ -124,7 +125,10 @@ def _tuples(value: Any) -> Any:
 
 
 def measured(run: Run, measure: str) -> float | None:
-    """The last that a run says of a measure, of its evaluation or else of its steps."""
+    """The last that a run says of a measure, of its evaluation or else of its steps.
+
+    None where it says nothing, or that it was not finite.
+    """
     names = (f"eval/{measure}", measure)
     told = (row[name] for name in names for row in reversed(run.rows) if name in row)
     return next(told, None)
@@ -142,9 +146,10 @@ def row_of(runs: Sequence[Run], measures: Sequence[str], reference: Run) -> dict
     row: dict[str, Any] = {"what": shlex.join(differs) or REFERENCE}
     for measure in measures:
         first = measure == measures[0]
-        found = [value for run in runs if (value := measured(run, measure)) is not None]
-        row["value" if first else measure] = float(np.mean(found)) if found else None
-        if len(found) > 1:
+        found = [measured(run, measure) for run in runs]
+        whole = None not in found  # the mean of the others would be called the mean of all seeds
+        row["value" if first else measure] = float(np.mean(found)) if whole else None
+        if whole and len(found) > 1:
             low, high = ("low", "high") if first else (f"{measure}_low", f"{measure}_high")
             row |= {low: min(found), high: max(found)}
     return row | {
@@ -160,9 +165,9 @@ def table(runs: Sequence[Run], measures: Sequence[str], by_step: bool = False) -
 
     Raises UserError for a measure that no run has.
     """
+    names = {key.removeprefix("eval/") for run in runs for row in run.rows for key in row}
     for measure in measures:
-        if all(measured(run, measure) is None for run in runs):
-            names = {key.removeprefix("eval/") for run in runs for row in run.rows for key in row}
+        if measure not in names:
             known = ", ".join(sorted(names - {"step", "time"}))
             raise UserError(f"no run has the measure '{measure}': there are {known}.")
     groups = grouped(runs)

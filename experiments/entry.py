@@ -84,7 +84,7 @@ def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
         if not (text.startswith(PREFIX) and equals):
             raise UserError(f"cannot read '{text}': overrides look like {PREFIX}key=value.")
         if name not in known:
-            raise UserError(f"the config has no key '{name}'{_suggestion(name, known)}.")
+            raise UserError(f"the config has no key '{name}'{suggestion(name, known)}")
         section, _, key = name.rpartition(".")
         target = _section(config, section)
         target[key] = parse(name, value, target.get_type(key))
@@ -129,12 +129,12 @@ def _section(config: ConfigDict, name: str) -> ConfigDict:
     return config
 
 
-def _suggestion(name: str, known: Iterable[str]) -> str:
+def suggestion(name: str, known: Iterable[str]) -> str:
     """The keys that were probably meant: those of the section, the same last word, or near it."""
     inside = [key for key in known if key.startswith(f"{name}.")]
     same = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]]
     meant = inside or same or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f": did you mean {' or '.join(meant[:4])}?" if meant else f"; keys: {', '.join(known)}"
+    return f": did you mean {' or '.join(meant[:4])}?" if meant else f"; keys: {', '.join(known)}."
 
 
 def write_result(

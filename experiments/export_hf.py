@@ -59,7 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
             (draft / "tokenizer_config.json").write_text(json.dumps(settings) + "\n")
         draft.rename(args.destination)
-    print(f"{args.destination}: AutoModelForCausalLM.from_pretrained reads it")
+    begin = ""
+    if len(config.prefix) > 1:  # Transformers adds one token at most
+        begin = f"; begin every text with the tokens {list(config.prefix)}"
+    print(f"{args.destination}: AutoModelForCausalLM.from_pretrained reads it{begin}")
 
 
 if __name__ == "__main__":

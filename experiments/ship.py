@@ -10,13 +10,15 @@ the parts before it, so what comes after a new part must be new too.
 
 The `config` item gains `trained`: for every part, what it was measured by at the end of its
 training and what the same measure gives without that training. A part that is no better than its
-control is called untrained wherever its results are shown.
+control is called untrained wherever its results are shown. A base that was imported was trained
+elsewhere: nothing is said of it.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,7 +31,8 @@ from mctx import checkpoint
 from mctx.errors import UserError
 from mctx.models.wrapped import Wrapped
 from mctx.opened import ITEMS
-from mctx.telemetry import read_scalars
+from mctx.telemetry import METRICS_FILE, read_scalars
+from mctx.tokenizer import Tokenizer
 
 NOT_RECORDED = "not recorded"
 # By phase, each trained on the parts of all before it: the measure, its untrained control, and
@@ -40,17 +43,24 @@ JUDGED = {
     "lens": ("eval/captured_lens", "eval/captured_random", True),
     "mof": ("eval/nll", "eval/average", False),  # the merger must beat the average
 }
-
+SPAN = re.compile(r"eval/nll_(\d+)_\d+")  # of positions in a base's window
 
 ITEM = {phase: item for item, phase in checkpoint.TRAINED_BY.items()}
 
 
 def judgements(workdir: Path, phases: Iterable[str], hardware: str) -> dict[str, dict]:
-    """For each phase: measure, value, control and `better`, from its last evaluation."""
+    """For each phase: measure, value, control and `better`, from its last evaluation.
+
+    A base that was imported, so without a state of its training, is left out.
+    """
     found = {}
     for phase in phases:
-        measure, control, more = JUDGED[phase]
-        logged = read_scalars(workdir / phase)
+        if phase == "base" and not checkpoint.holds(workdir / phase, "train"):
+            continue
+        told = (workdir / phase / METRICS_FILE).is_file()
+        logged = read_scalars(workdir / phase) if told else []
+        _, control, more = JUDGED[phase]
+        measure = measure_of(phase, logged)
         rows = [row for row in logged if measure in row]
         if not rows:
             raise UserError(f"{workdir / phase} holds no {measure}: train phase '{phase}' there.")
@@ -61,6 +71,11 @@ def judgements(workdir: Path, phases: Iterable[str], hardware: str) -> dict[str,
                 f"at {newest}: finish it there."
             )
         value, base = rows[-1][measure], rows[-1][control]
+        if value is None or base is None:
+            raise UserError(
+                f"the last evaluation of phase '{phase}' of {workdir} has no number for "
+                f"{measure}: train it again, with a lower learning rate if it diverged."
+            )
         found[phase] = {
             "measure": measure.removeprefix("eval/"),
             "value": value,
@@ -73,22 +88,46 @@ def judgements(workdir: Path, phases: Iterable[str], hardware: str) -> dict[str,
     return found
 
 
+def measure_of(phase: str, rows: list[dict]) -> str:
+    """What a phase is judged by; a base by the last positions of its window, however long."""
+    spans = {int(span[1]): name for row in rows for name in row if (span := SPAN.fullmatch(name))}
+    return spans[max(spans)] if phase == "base" and spans else JUDGED[phase][0]
+
+
 def seconds(rows: list[dict]) -> float:
-    """From the first to the last line of a phase's metrics."""
-    times = [row["time"] for row in rows]
-    return max(times) - min(times)
+    """How long the steps took that a phase's metrics tell of, each at the speed of its report.
+
+    Neither compiling, evaluations nor the time between a stop and its resumption are counted.
+    """
+    reports = [(row["step"], row["steps_per_s"]) for row in rows if row.get("steps_per_s")]
+    before = [0, *(step for step, _ in reports)]
+    return sum((step - last) / speed for (step, speed), last in zip(reports, before, strict=False))
 
 
 def shipped_judgements(init: Path, config: dict, phases: Iterable[str]) -> dict[str, dict]:
     """What a shipped checkpoint says of the parts that are taken from it."""
     known = config.get("trained", {})
-    missing = [phase for phase in phases if phase not in known]
+    told = [phase for phase in phases if phase != "base" or phase in known or not known]
+    missing = [phase for phase in told if phase not in known]
     if missing:
         raise UserError(
             f"{init} does not say what its {missing[0]} reached: give a checkpoint that "
             "`python -m experiments.ship` made."
         )
-    return {phase: {"hardware": NOT_RECORDED, **known[phase]} for phase in phases}
+    return {phase: {"hardware": NOT_RECORDED, **known[phase]} for phase in told}
+
+
+def check_tokenizer(
+    workdir: Path, own: tuple[str, ...], corpus: Path, tokenizer: Tokenizer
+) -> None:
+    """Raises UserError where one of the phases `own` was trained with another tokenizer."""
+    for phase in own:
+        path = workdir / phase / "tokenizer.json"
+        if path.is_file() and Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
+            raise UserError(
+                f"{corpus} has another tokenizer than phase '{phase}' of {workdir}: give the "
+                "corpus that it was trained on."
+            )
 
 
 def check_fit(workdir: Path, own: tuple[str, ...], init: Path | None) -> None:
@@ -149,6 +188,18 @@ def untrained(config: dict) -> dict[str, str]:
     }
 
 
+OWN_BASE = (
+    "A small frozen base with GistNet, LensNet, router and merger, for the quickstart of",
+    "MegaContext. Apache-2.0, like the code. It continues what it was trained on and little",
+    "else: it is here to show what focus does to a base that uses context, not to write.",
+)
+IMPORTED_BASE = (
+    "An imported base, frozen, with GistNet, LensNet, router and merger of MegaContext. The base",
+    "has the licence that it came with, the other parts are Apache-2.0, like the code. What the",
+    "base was trained on is not told here, only what the other parts were.",
+)
+
+
 def card(config: dict, manifest: dict, counts: dict[str, int]) -> str:
     """The model card, in Markdown."""
     domains: dict[str, list[dict]] = {}
@@ -161,9 +212,7 @@ def card(config: dict, manifest: dict, counts: dict[str, int]) -> str:
     lines = [
         "# Model card",
         "",
-        "A small frozen base with GistNet, LensNet, router and merger, for the quickstart of",
-        "MegaContext. Apache-2.0, like the code. It continues what it was trained on and little",
-        "else: it is here to show what focus does to a base that uses context, not to write.",
+        *(OWN_BASE if "base" in config["trained"] else IMPORTED_BASE),
         "",
         f"Data: {amounts}. Vendored, generated and near-duplicate",
         "texts are left out; `manifest.json` has the hashes of the others, `sketch.npy` recognises",
@@ -174,11 +223,14 @@ def card(config: dict, manifest: dict, counts: dict[str, int]) -> str:
         "| part | parameters | steps | minutes | measured by | reached | without training |",
         "|---|---|---|---|---|---|---|",
     ]
-    for (phase, j), (item, count) in zip(config["trained"].items(), counts.items(), strict=True):
-        lines.append(
-            f"| {item} ({phase}) | {count:,} | {j['steps']} | {j['minutes']} "
-            f"| {j['measure']} | {j['value']:.4g} | {j['control']:.4g} |"
-        )
+    for item, count in counts.items():
+        phase = checkpoint.TRAINED_BY[item]
+        told = ["imported", *["—"] * 4]
+        if phase in config["trained"]:
+            j = config["trained"][phase]
+            told = [j["steps"], j["minutes"], j["measure"]]
+            told += [f"{j['value']:.4g}", f"{j['control']:.4g}"]
+        lines.append(f"| {item} ({phase}) | {count:,} | {' | '.join(map(str, told))} |")
     for name, found in domains.items():
         if name not in GENERATED:
             names = dict.fromkeys(map(_named, found))  # of what was trained on twice, once
@@ -242,8 +294,9 @@ def ship(
         origin = union(shipped_provenance(init), origin)
     known |= judgements(workdir, own, hardware)
     manifest, sketch, tokenizer = origin
+    check_tokenizer(workdir, own, corpus, Tokenizer(tokenizer))
     items, config = load_trained(ITEMS, workdir, init)
-    config["trained"] = {phase: known[phase] for phase in JUDGED}
+    config["trained"] = {phase: known[phase] for phase in JUDGED if phase in known}
     counts = {item: _count(items[item]) for item in ITEMS}
     packed = io.BytesIO()
     np.save(packed, sketch)

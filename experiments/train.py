@@ -42,6 +42,7 @@ from mctx.training.sources import Sources
 CONFIG_FILE = "config.json"  # of a phase's folder
 PHASES = ("base", "gist", "lens", "mof", "lora")
 OWN = {phase: (phase,) for phase in PHASES} | {"gist": ("gist", "window")}  # sections it settles
+PARTS = ("base", "gist", "lens")  # of the model: sections that a config of any phase may have
 AFTER_LORA = ("lens", "mof")
 
 
@@ -52,6 +53,7 @@ def defaults() -> dict:
         "devices": config_dict.placeholder(int),  # expected, of all processes
         "base_dtype": "float32",  # in which a frozen base is held
         "with_lora": False,  # train on the base as the `lora` item has it
+        "remat": False,  # compute the base's layers again for the backward pass
         "train": asdict(TrainSettings(steps=0, learning_rate=0.0)),
     }
 
@@ -66,13 +68,9 @@ def over_defaults(given: ConfigDict) -> ConfigDict:
 def configuration(path: Path, overrides: list[str]) -> ConfigDict:
     """The config file over the defaults, so that every setting can be overridden; then checked."""
     config = entry.override(over_defaults(entry.load_config(path)), overrides)
-    known = defaults()["train"]
-    unknown = sorted(set(config.train) - set(known))
-    if unknown:
-        settings = ", ".join(known)
-        raise UserError(f"{path} sets train.{unknown[0]}, but there are only {settings}.")
     if config.phase not in PHASES:
         raise UserError(f"there is no phase '{config.phase}': use one of {', '.join(PHASES)}.")
+    check_known(config, path)
     for name in ("dtype", "base_dtype"):
         if config.get(name, "float32") not in DTYPES:
             raise UserError(f"{name} must be one of {', '.join(DTYPES)}, not '{config[name]}'.")
@@ -86,6 +84,17 @@ def configuration(path: Path, overrides: list[str]) -> ConfigDict:
     if config.corpus is None:
         raise UserError("no corpus: give --config.corpus=DIR, made with `python -m data.corpus`.")
     return config
+
+
+def check_known(config: ConfigDict, path: Path) -> None:
+    """Raises UserError for a setting of no part of the model that the phase would not read."""
+    pico = entry.load_config(Path(__file__).parent / "configs" / f"pico_{config.phase}.py")
+    whole = over_defaults(pico)  # pico's config of a phase has all that there is
+    known = {*whole, *PARTS, *(f"train.{name}" for name in whole.train)}
+    for name in (*config, *(f"train.{name}" for name in config.train)):
+        if name not in known:
+            meant = entry.suggestion(name, sorted(known))
+            raise UserError(f"{path} sets {name}, which phase {config.phase} does not have{meant}")
 
 
 def load_trained(

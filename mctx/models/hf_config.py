@@ -31,6 +31,8 @@ SCALING_FIELDS = {
     "original_window": "original_max_position_embeddings",
 }
 
+PREFIX = "mctx_prefix"  # ours in their config.json, of which Transformers takes no notice
+
 
 class Family(NamedTuple):
     """What a `model_type` can express, and the values that its config.json may leave out."""
@@ -62,7 +64,7 @@ def read_config(directory: str | Path) -> BaseConfig:
     """The decoder that a checkpoint's config.json describes.
 
     `prefix` is its beginning-of-sequence token, or the (first) end-of-sequence token where it has
-    none. `window` is `max_position_embeddings`.
+    none, if `write_config` did not write another one. `window` is `max_position_embeddings`.
 
     Raises:
       UserError: no readable config.json, or one that asks for what `Base` does not do.
@@ -93,7 +95,7 @@ def read_config(directory: str | Path) -> BaseConfig:
             rope_layers=_read_rope_layers(values) if family.partial_rope else None,
             qkv_bias=family.qkv_bias,
             qk_norm=family.qk_norm,
-            prefix=_first_token(values.get("bos_token_id"), values.get("eos_token_id")),
+            prefix=_read_prefix(values),
         )
     except KeyError as error:
         raise UserError(f"{path} lacks {error}: it is not a whole {kind} config.") from error
@@ -148,8 +150,10 @@ def _read_rope_layers(values: dict) -> tuple[bool, ...]:
     return tuple(bool(flags[layer]) for layer in layers)
 
 
-def _first_token(*candidates: int | list[int] | None) -> tuple[int, ...]:
-    for tokens in candidates:
+def _read_prefix(values: dict) -> tuple[int, ...]:
+    if PREFIX in values:
+        return tuple(values[PREFIX])
+    for tokens in (values.get("bos_token_id"), values.get("eos_token_id")):
         if tokens is not None:
             return (tokens[0],) if isinstance(tokens, list) else (tokens,)
     return ()
@@ -172,6 +176,8 @@ def write_config(
         mend = f"use {' or '.join(able)}" if able else "Transformers has none like it"
         raise UserError(f"family {family or 'of any name'} cannot express this decoder: {mend}.")
     values = _config_values(config, family or able[0]) | others
+    if _read_prefix(values) != config.prefix:  # their fields can only tell of one token
+        values[PREFIX] = list(config.prefix)
     (Path(directory) / "config.json").write_text(json.dumps(values, indent=2) + "\n")
 
 

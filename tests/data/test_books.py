@@ -3,6 +3,7 @@
 import json
 import lzma
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -143,6 +144,31 @@ def test_the_command_cleans_a_source_of_what_another_has(tmp_path, capsys):
     assert "1 of 2 documents" in capsys.readouterr().out
     assert pieces.main([*arguments, "--out", str(tmp_path / "clean.txt")]) == 2
     assert "--out" in capsys.readouterr().err
+
+
+def test_a_document_of_which_nothing_is_left_is_left_out(monkeypatch):
+    def every_second(cuts, _):  # with those beside them, all
+        return [np.arange(len(one.stops)) % 2 == 1 for one in cuts]
+
+    monkeypatch.setattr(pieces, "copied", every_second)
+    monkeypatch.setattr(pieces, "MOSTLY", 0.9)
+    with ThreadPoolExecutor(1) as pool:
+        assert pieces.distinct([text.Document("me", "t", book(1))], [], pool) == []
+
+
+def test_the_command_writes_all_or_nothing(tmp_path, monkeypatch):
+    a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    lines(a, [("A", "T", book(4))])
+    lines(b, [("B", "U", book(5))])
+    before = a.read_bytes()
+
+    def fails(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pieces.json, "dumps", fails)
+    with pytest.raises(KeyboardInterrupt):
+        pieces.main(["--text", f"{a}", "--against", f"{b}", "--out", f"{a}", "--processes", "1"])
+    assert a.read_bytes() == before
 
 
 def test_a_domain_without_text_is_an_error(tmp_path):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data import corpus, minhash, packages, sources
+from data import bpe, corpus, exercises, minhash, packages, questions, sources, written
 from data.sampling import Corpus
 from data.written import put, workers
 from mctx.tokenizer import Tokenizer
@@ -125,6 +125,33 @@ def test_the_command_explains_what_is_wrong(tmp_path, capsys):
         message = capsys.readouterr().err.strip()
         assert message.startswith("error: ") and arguments[1] in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["text", "tasks", "questions"])
+def test_what_is_written_anew_and_killed_is_no_corpus(tmp_path, monkeypatch, kind):
+    """Else its old tokens would lie beside the new tokenizer."""
+    (tmp_path / "manifest.json").write_text("{}")
+    tokenizer = bpe.train([code(0)], 300)
+
+    class Killed:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def map(self, *_):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(questions, "workers", lambda _: Killed())
+    with pytest.raises(KeyboardInterrupt):
+        if kind == "text":
+            written.write(tmp_path, written.Part([], {}), tokenizer, Killed())
+        elif kind == "tasks":
+            exercises.write(tmp_path, 9, (1, 2), [code(0)], tokenizer, 0, Killed())
+        else:
+            questions.write(tmp_path, tokenizer, 1)
+    assert not (tmp_path / "manifest.json").exists() and (tmp_path / "tokenizer.json").exists()
 
 
 def test_a_folder_that_is_written_over_is_the_old_one_or_none_or_the_new_one(tmp_path, monkeypatch):

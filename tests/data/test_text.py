@@ -54,6 +54,9 @@ def test_a_package(make_site, monkeypatch):
     ("latin.txt", b"caf\xe9", "not UTF-8 at byte 3"),
     ("bad.jsonl", b'{"text": "a"}\n{"title": "b"}', "Line 2"),
     ("list.jsonl", b'[1]', "Line 1"),
+    ("null.jsonl", b'{"text": null}', '"text" in line 1'),
+    ("year.jsonl", b'{"text": "a"}\n{"title": 1984, "text": "b"}', '"title" in line 2'),
+    ("nobody.jsonl", b'{"author": null, "text": "a"}', '"author" in line 1'),
     ("latin.jsonl", b'{"text": "caf\xe9"}', "Line 1"),
 ])
 def test_errors_say_where_in_one_sentence(tmp_path, name, raw, message):

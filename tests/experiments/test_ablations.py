@@ -25,8 +25,8 @@ def run(folder, value, phase="gist", steps=20, rows=(), **settings):
     place.mkdir(parents=True)
     (place / "config.json").write_text(json.dumps(config.to_dict()))
     told = {"eval/recovered_lod1": value, "eval/recovered_lod1/code": 2 * value}
-    lines = [{"step": 10, "time": 100.0, "loss": 1.0, "eval/recovered_lod1": -1.0}, *rows]
-    lines += [{"step": steps, "time": 130.0, **told}]
+    lines = [{"step": 10, "steps_per_s": 0.5, "loss": 1.0, "eval/recovered_lod1": -1.0}, *rows]
+    lines += [{"step": steps, "steps_per_s": 1.0, **told}]
     (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -37,7 +37,7 @@ def test_a_curve_has_a_row_for_every_evaluation(tmp_path):
     assert [(row["steps"], row["value"], row["loss"]) for row in rows] == [
         (10, -1.0, 1.0), (20, 0.375, 1.0),
     ]
-    assert [row["seconds"] for row in rows] == [0, 30]
+    assert [row["seconds"] for row in rows] == [20, 30]
 
 
 def make(tmp_path, *arguments, measures="recovered_lod1,recovered_lod1/code"):
@@ -80,10 +80,20 @@ def test_a_run_says_all_its_settings(tmp_path):
 def test_a_run_may_lack_a_measure_that_another_has(tmp_path):
     runs = [
         run(tmp_path / "a", 0.25),
-        run(tmp_path / "b", 0.5, rows=[{"step": 11, "time": 101.0, "mfu": 0.5}], width=16),
+        run(tmp_path / "b", 0.5, rows=[{"step": 11, "mfu": 0.5}], width=16),
     ]
     rows = make(tmp_path, *runs, measures="mfu,recovered_lod1")["rows"]
     assert [row["value"] for row in rows] == [None, 0.5]
+
+
+def test_a_row_with_a_seed_that_diverged_has_no_number(tmp_path):
+    runs = [run(tmp_path / str(i), v, **{"train.seed": i}) for i, v in enumerate((0.5, 0.7, 0.9))]
+    metrics = runs[2] / "gist/metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('recovered_lod1": 0.9', 'recovered_lod1": null'))
+    (row,) = make(tmp_path, *runs)["rows"]
+    assert row["value"] is None and "low" not in row and row["seeds"] == "0, 1, 2"
+    assert row["recovered_lod1/code"] == pytest.approx(1.4)
+    assert make(tmp_path, runs[2], measures="recovered_lod1")["rows"][0]["value"] is None
 
 
 SHIPPED = [plain(config.get_config()) for config in (pico_gist, pico_lens, pico_lora)]

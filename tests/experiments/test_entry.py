@@ -88,7 +88,9 @@ def test_every_train_setting_can_be_overridden(file):
     [
         (("", ""), "no corpus"),
         (('"phase": "base"', '"phase": "bass"'), "no phase 'bass'"),
-        (('"steps": 10', '"stesp": 10'), r"train.stesp, but there are only steps"),
+        (('"steps": 10', '"stesp": 10'), "sets train.stesp, .*did you mean train.steps"),
+        (('"remat"', '"eval_bach": 8, "remat"'), "phase base does not .*did you mean eval_batch"),
+        (('"remat"', '"questions": 0.5, "remat"'), "sets questions, which phase base does not"),
         (('"phase"', '"init": "a", "phase"'), "phase base begins from nothing"),
         (('"phase": "base"', '"phase": "gist", "with_lora": True'), "gist cannot be trained on"),
     ],
@@ -113,8 +115,12 @@ def test_what_was_settled_before_cannot_be_overridden():
 
 
 def test_configs_of_the_project_can_be_trained():
+    given = ["--config.corpus=c", "--config.remat=True"]
     for path in (ROOT / "experiments" / "configs").glob("pico_*.py"):
-        assert configuration(path, ["--config.corpus=c"]).train.steps > 0
+        config = configuration(path, given)
+        assert config.train.steps > 0 and config.remat
+    for name in ("small.py:base", "small.py:gist"):
+        assert configuration(ROOT / "experiments/configs" / name, given).train.steps > 0
 
 
 def test_a_users_error_is_one_line_and_status_2():

@@ -1,5 +1,6 @@
 """import_hf and export_hf: there and back again is the identity, and nothing half-written stays."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -114,6 +115,19 @@ def test_a_checkpoint_without_tokenizer_is_imported_and_exported(tmp_path, capsy
     assert "add a tokenizer.json" in capsys.readouterr().out
     export_hf.main([str(tmp_path / "base"), str(tmp_path / "out")])
     assert not (tmp_path / "out" / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("prefix", [(), (0, 3)])
+def test_a_prefix_of_other_than_one_token_comes_back(prefix, tmp_path, capsys):
+    base = dataclasses.replace(tiny.BASE, prefix=prefix)
+    files = {"tokenizer.json": tiny_checkpoint.tokenizer_json()}
+    params = {"base": tiny.params()["base"]}
+    checkpoint.save_bundle(tmp_path / "base", params, {"base": base.to_dict()}, files, np.float32)
+    export_hf.main([str(tmp_path / "base"), str(tmp_path / "out")])
+    assert ("begin every text with" in capsys.readouterr().out) == (len(prefix) > 1)
+    import_hf.main([str(tmp_path / "out"), str(tmp_path / "again")])
+    _, configs = checkpoint.load_items(tmp_path / "again", ("base",))
+    assert BaseConfig.from_dict(configs["base"]).prefix == prefix
 
 
 def test_a_failed_export_leaves_nothing(source, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -43,7 +44,8 @@ def train(workdir, phase, seed=1, **config):
         checkpoint.save(manager, 9, item, params, {"n": np.zeros(1)}, MODEL | config)
     measure, control, _ = ship.JUDGED[phase]
     value, without = REACHED[phase]
-    rows = [{"step": 1, "time": 60.0}, {"step": 9, "time": 240.0, measure: value, control: without}]
+    rows = [{"step": 3, "steps_per_s": 0.05}, {"step": 9, "steps_per_s": 0.05}]
+    rows[-1] |= {measure: value, control: without}
     (workdir / phase / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return params
 
@@ -93,6 +95,56 @@ def test_what_was_trained_on_a_lora_is_not_shipped_without_it(whole, tmp_path):
     with pytest.raises(UserError, match="'mof' of .* with --config.with_lora=False"):
         ship.ship(tmp_path / "w", whole / "corpus", tmp_path / "out", "here")
     assert not (tmp_path / "out").exists()
+
+
+def test_time_between_a_stop_and_its_resumption_is_not_counted():
+    rows = [{"step": 10, "time": 60.0, "steps_per_s": 0.5}, {"step": 15, "time": 95.0},
+            {"step": 20, "time": 86400.0, "steps_per_s": 0.25}]
+    assert ship.seconds(rows) == 20 + 40
+    assert ship.seconds(rows[1:2]) == 0
+
+
+def test_a_base_is_judged_by_the_end_of_its_window():
+    rows = [{"eval/nll": 1, "eval/nll_0_128": 1}, {"eval/nll_1024_4095": 1, "eval/nll_128_1024": 1,
+            "eval/nll_1024_4095/code": 1}]
+    assert ship.measure_of("base", rows) == "eval/nll_1024_4095"
+    assert ship.measure_of("mof", rows) == "eval/nll"
+
+
+def test_nothing_is_said_of_a_base_that_was_imported(whole, tmp_path):
+    base = {"base": tiny.drawn(tiny.MODEL, "base")}
+    checkpoint.save_bundle(tmp_path / "w/base", base, {"base": MODEL["base"]}, {})
+    for phase in ("gist", "lens", "mof"):
+        train(tmp_path / "w", phase)
+    told = ship.ship(tmp_path / "w", whole / "corpus", tmp_path / "out", "one H200")
+    assert list(told["trained"]) == ["gist", "lens", "mof"]
+    card = (tmp_path / "out/CARD.md").read_text()
+    assert "An imported base" in card and re.search(r"base \(base\) \| [\d,]+ \| imported \|", card)
+    train(tmp_path / "v", "mof", 2, trained=json.loads(json.dumps(told["trained"])))
+    again = ship.ship(tmp_path / "v", whole / "corpus", tmp_path / "on", "", tmp_path / "out")
+    assert list(again["trained"]) == ["gist", "lens", "mof"]
+
+
+def test_what_cannot_be_judged_is_not_shipped(whole, tmp_path):
+    shutil.copytree(whole / "phases", tmp_path / "w")
+    metrics = tmp_path / "w/lens/metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('captured_lens": 0.5', 'captured_lens": null'))
+    with pytest.raises(UserError, match="of phase 'lens' of .* has no number for eval/captured"):
+        ship.ship(tmp_path / "w", whole / "corpus", tmp_path / "out", "")
+    for phase in ("lens", "base"):
+        (tmp_path / "w" / phase / "metrics.jsonl").unlink()
+        with pytest.raises(UserError, match=f"train phase '{phase}' there"):
+            ship.ship(tmp_path / "w", whole / "corpus", tmp_path / "out", "")
+
+
+def test_a_corpus_with_another_tokenizer_is_not_that_of_the_phases(whole, tmp_path):
+    shutil.copytree(whole / "phases", tmp_path / "w")
+    file = tmp_path / "w/gist/tokenizer.json"
+    file.write_bytes(tokenizer_json(30))
+    with pytest.raises(UserError, match="another tokenizer than phase 'gist'"):
+        ship.ship(tmp_path / "w", whole / "corpus", tmp_path / "out", "")
+    file.write_bytes(tokenizer_json())
+    ship.ship(tmp_path / "w", whole / "corpus", tmp_path / "out", "")
 
 
 def test_what_went_on_behind_its_evaluation_is_not_shipped(whole, tmp_path):
