@@ -53,12 +53,12 @@ def _wider(groups: int) -> float:
     return float(np.sqrt(groups / (groups - 1)) * stats.t.ppf(0.975, groups - 1) / NORMAL_95)
 
 
-def proportion(hits: np.ndarray) -> Interval:
-    """Of the mean of `hits` [n], each 0 or 1: Wilson's interval.
+def proportion(hits: np.ndarray, groups: np.ndarray | None = None) -> Interval:
+    """Of the mean of `hits` [n], each 0 or 1: Wilson's interval; whole `groups` [n] count as one.
 
     A bootstrap of hits that are all alike would have no width, however few they are.
     """
-    n, share = len(hits), float(np.mean(hits))
+    n, share = len(hits if groups is None else np.unique(groups)), float(np.mean(hits))
     square = NORMAL_95**2 / n
     centre = (share + square / 2) / (1 + square)
     half = np.sqrt(square * (share * (1 - share) + square / 4)) / (1 + square)

@@ -20,14 +20,13 @@ from experiments.methods.standing import Asked, Standing, room
 from mctx.models.attention import NEGATIVE
 from mctx.models.base import Context, Rows
 from mctx.models.wrapped import Wrapped, tail_nll
-from mctx.training.labels import EPSILON, gated_utility
+from mctx.training.labels import EPSILON, HIDDEN, gated_utility
 
 if TYPE_CHECKING:
     from experiments.methods.scorer import Scorer
 
 SET = 44  # candidates labelled together, where so many fit the trained window with what is behind
 EACH = 4  # candidates that are read at once, each in a context of its own
-HIDDEN = 1e-30  # the gate of an empty place among the candidates
 QUERY = 4  # blocks whose NLL the query gradient is of
 
 Label = Callable[["Scorer", np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -58,6 +57,8 @@ def hindsight(label: Label, crossed: bool):
         place = np.arange(len(asked.tail) - 1) % 2
         folds = (place == 0, place == 1) if crossed else (None,)
         config = roomy(scorer, tokens_config(scorer.model, scorer.protocol))
+        if config is None:
+            return
         candidates = considered(scorer)
         old = max(scorer.blocks - scorer.protocol.recent, 0)
         for scored in folds:

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def full(scorer: Scorer, asked: Asked) -> Iterator[Standing]:
-    """The whole history behind the prefix; undefined where the base was not trained to read it."""
-    base = scorer.model.base
-    if len(base.prefix) + scorer.length < base.window:
-        yield fresh(scorer, ((0, scorer.length),), base.window)
+    """The whole history behind the prefix; undefined where the base was not trained to read it, or
+    what follows it, so far away."""
+    if asked.fits:
+        yield fresh(scorer, ((0, scorer.length),), scorer.model.base.window)
 
 
 def recent(scorer: Scorer, asked: Asked) -> Iterator[Standing]:

@@ -79,7 +79,7 @@ class Scorer:
                 f"the tree has {self.history.tree.blocks} blocks: take between 1 and all of them."
             )
         self.blocks = blocks
-        self._kept: dict[str, tuple[tuple, list[Standing]]] = {}  # by method: its support, …
+        self._kept: dict[str, tuple[Asked, list[Standing]]] = {}  # by method
         self.spent = 0.0
 
     @property
@@ -115,7 +115,8 @@ class Scorer:
         weights = (np.arange(len(tail) - 1) >= len(tail) - 1 - count).astype(np.float32)
         nll = np.full(len(tail) - 1, np.nan, np.float32)
         greedy = np.zeros(len(tail) - 1, bool)
-        for standing in self._stand(method, Asked(tail, weights, tuple(support))):
+        asked = Asked(tail, weights, tuple(support), self._fits(len(tail) - 1))
+        for standing in self._stand(method, asked):
             each, hits = self._judge(standing, tail)
             scored = slice(None) if standing.scored is None else standing.scored
             nll[scored], greedy[scored] = each[scored], hits[scored]
@@ -132,7 +133,8 @@ class Scorer:
         if METHODS[method].sees_future:
             return None
         last = np.asarray(last, np.int32)
-        for standing in self._stand(method, Asked(support=tuple(support))):
+        asked = Asked(support=tuple(support), fits=self._fits(len(last) + count - 1))
+        for standing in self._stand(method, asked):
             return np.array(list(self._decode(standing, last, count)), np.int32)
         return None
 
@@ -144,7 +146,8 @@ class Scorer:
         The tail is for those that see the future.
         """
         weights = None if tail is None else np.ones(len(tail) - 1, np.float32)
-        return self._stand(method, Asked(tail, weights, tuple(support)))
+        fits = self._fits(1 if tail is None else len(tail) - 1)
+        return self._stand(method, Asked(tail, weights, tuple(support), fits))
 
     def layout(self, method: str, tail: np.ndarray | None = None, support=()) -> np.ndarray | None:
         """Blocks shown as tokens, all of each, rising; of several standings, those of any."""
@@ -204,6 +207,8 @@ class Scorer:
 
     def _session(self, config, gist_rows, worths):
         """The session of these settings, standing where the history ends, and its key."""
+        if config is None:  # a session would take its own defaults for it
+            raise UserError("a session needs settings: where `roomy` has none, stand nothing.")
         key = config, getattr(gist_rows, "__qualname__", None)
         # What stood on this session's buffer stands no longer.
         self._kept = {
@@ -249,6 +254,11 @@ class Scorer:
 
     # -- how every method is read ----------------------------------------------------------
 
+    def _fits(self, ahead: int) -> bool:
+        """Whether the trained window holds prefix, history and so many entries more."""
+        base = self.model.base
+        return len(base.prefix) + self.length + ahead <= base.window
+
     def _stand(self, name: str, asked: Asked) -> Iterator[Standing]:
         """The method's standings. One that sees nothing of the tail is kept until its session is
         needed for another."""
@@ -258,10 +268,9 @@ class Scorer:
         if method.sees_future:
             yield from self._counted(method.stand(self, asked))
             return
-        blind = Asked(support=asked.support)
-        if name not in self._kept or self._kept[name][0] != asked.support:
-            found = list(self._counted(method.stand(self, blind)))
-            self._kept[name] = asked.support, found
+        blind = Asked(support=asked.support, fits=asked.fits)
+        if name not in self._kept or self._kept[name][0] != blind:
+            self._kept[name] = blind, list(self._counted(method.stand(self, blind)))
         yield from self._kept[name][1]
 
     def _counted(self, standings):

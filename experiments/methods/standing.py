@@ -54,11 +54,13 @@ class Asked(NamedTuple):
       tail: the tokens to come, the first only read; None for methods that do not see the future.
       weights: [len(tail) - 1], how much each token counts when blocks are chosen; None likewise.
       support: token ranges of the history that hold what must be known, for `handed` alone.
+      fits: whether the trained window holds the history and what is read behind it, for `full`.
     """
 
     tail: np.ndarray | None = None
     weights: np.ndarray | None = None
     support: tuple[tuple[int, int], ...] = ()
+    fits: bool = True
 
 
 class Standing(NamedTuple):

@@ -13,13 +13,14 @@ from experiments.pictures.style import DPI, FAINT, METHOD, STYLE, save
 def calibration(
     view: Mapping, rows: Sequence[Mapping], title: str, note: str, path: str | Path
 ) -> None:
-    """A point a bin with both intervals; on the dashed line what was predicted came true.
+    """A point a bin with its intervals; on the dashed line what was predicted came true.
 
     Rows are "predicted" or "realised", one of each for every value of the view's `across`.
     """
     def told(what):
         some = sorted((r for r in rows if r["what"] == what), key=lambda r: r[view["across"]])
-        value, low, high = (np.array([r[k] for r in some]) for k in ("value", "low", "high"))
+        ends = ("value", "low", "high")
+        value, low, high = (np.array([r.get(k, r["value"]) for r in some]) for k in ends)
         return value, np.maximum([value - low, high - value], 0)
 
     (x, aside), (y, reach) = told("predicted"), told("realised")

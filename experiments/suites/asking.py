@@ -166,12 +166,13 @@ def measure_rows(
     records: Sequence[dict], across: str, seed: int, split: str | None = None
 ) -> list[dict]:
     keys = (across,) if split is None else (across, split)
-    told = [("overall", "exact", ("length",))] if split else []
-    told += [(name, measure, keys) for name, (measure, _) in MEASURES.items()]
+    # Samples of one seed share their text, whatever is asked of it.
+    told = [("overall", "exact", ("length",), "seed")] if split else []
+    told += [(name, measure, keys, None) for name, (measure, _) in MEASURES.items()]
     return [
         row
-        for name, measure, by in told
-        for row in share_rows(records, name, SHARE, measure, by, seed)
+        for name, measure, by, group in told
+        for row in share_rows(records, name, SHARE, measure, by, seed, group)
     ]
 
 

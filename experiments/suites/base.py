@@ -26,9 +26,10 @@ def buckets(size: int) -> list[tuple[int, int]]:
 
 
 def measure(opened: Opened, segments: Segments, seed: int) -> dict[str, list[dict]]:
-    """Segments [n, T] behind the prefix; the first token, which the prefix predicts, counts too."""
+    """Segments [n, T] behind the prefix; the first token counts too, if a prefix predicts it."""
     model, tokens, groups = opened.model, segments.tokens, segments.units
     prefix = jnp.asarray(model.base.prefix, jnp.int32)
+    first = 0 if len(prefix) else 1
 
     @jax.jit
     def score(params, tokens):
@@ -36,12 +37,13 @@ def measure(opened: Opened, segments: Segments, seed: int) -> dict[str, list[dic
             [jnp.broadcast_to(prefix, (len(tokens), len(prefix))), tokens[:, :-1]], axis=1
         )
         positions = jnp.broadcast_to(jnp.arange(entries.shape[1]), entries.shape)
-        hidden = read(model, params, entries, positions).hidden[:, len(prefix) - 1 :]
-        return token_nll(params["base"], hidden, tokens)
+        hidden = read(model, params, entries, positions).hidden[:, len(prefix) - 1 + first :]
+        return token_nll(params["base"], hidden, tokens[:, first:])
 
-    nll = in_batches(lambda piece: score(opened.params, piece), tokens)  # [n, T]
+    nll = in_batches(lambda piece: score(opened.params, piece), tokens)  # [n, T - first]
     found = buckets(tokens.shape[1])
-    some = {f"position {a:,}–{b:,}": nll[:, a:b] for a, b in found} | {"all positions": nll}
+    some = {f"position {a:,}–{b:,}": nll[:, max(a - first, 0) : b - first] for a, b in found}
+    some["all positions"] = nll
     rows = [nll_row(what, part.mean(axis=1), groups, seed) for what, part in some.items()]
     return {"base": rows + _by_context(opened, tokens, nll, groups, seed)}
 

@@ -24,7 +24,8 @@ def measured(
     """Rows of a suite of segments by name of result, and what a result says of their record.
 
     They are kept in OUT/segments.jsonl: an interrupted run, made again, goes on behind it. Rows
-    are made of measurements by this code, so that of another commit does not find them.
+    are made of measurements by this code, so that of another commit does not find them, nor does
+    code that no commit holds.
     """
     commit = entry.git_commit()
     of = fingerprints({i: opened.params[i] for i in suite.items})
@@ -32,7 +33,8 @@ def measured(
     log = Log(out / SEGMENTS, settings, commit=commit)
     drawn = segments.units.tolist()  # what stands together in an interval
     facts = {"suite": name, "seed": seed, "text": digest(segments.tokens), "units": drawn}
-    if log.get(facts) is None:
+    committed = commit != "unknown" and not commit.endswith("+")
+    if not committed or log.get(facts) is None:
         log.add(facts, suite.measure(opened, segments, seed))
     record = log.get(facts)
     told = {"file": SEGMENTS, "settings": name_of(settings), "commits": [record["commit"]]}

@@ -50,22 +50,31 @@ def cells(records: Iterable[dict], *keys: str) -> dict[tuple, list[dict]]:
 
 
 def share_rows(
-    records: Sequence[dict], view: str, unit: str, measure: str, keys: Sequence[str], seed: int
+    records: Sequence[dict],
+    view: str,
+    unit: str,
+    measure: str,
+    keys: Sequence[str],
+    seed: int,
+    group: str | None = None,
 ) -> list[dict]:
-    """Mean of a measure between 0 and 1, a row for each method and value of the keys."""
+    """Mean of a measure between 0 and 1, a row for each method and value of the keys; records that
+    are alike in `group`, if that is given, count as one."""
     rows = []
     for (method, *values), members in cells(records, *keys).items():
-        some = np.array([r[measure] for r in members if r.get(measure) is not None], float)
-        if len(some):
+        told = [r for r in members if r.get(measure) is not None]
+        if told:
+            some = np.array([r[measure] for r in told], float)
+            groups = np.array([r[group] for r in told]) if group else None
             where = dict(zip(keys, values, strict=True))
-            rows.append(row(view, method, unit, share(some, seed), len(some), **where))
+            rows.append(row(view, method, unit, share(some, seed, groups), len(some), **where))
     return rows
 
 
 def share(values: np.ndarray, seed: int, groups: np.ndarray | None = None) -> Interval:
     """Wilson's interval of hits, the bootstrap's of scores between; within 0 and 1."""
     if np.isin(values, (0, 1)).all():
-        return proportion(values)
+        return proportion(values, groups)
     found = interval(values, groups, seed)
     return found._replace(low=max(found.low, 0.0), high=min(found.high, 1.0))
 

@@ -36,7 +36,8 @@ class Router(nn.Module):
 
     @nn.compact
     def __call__(self, states: jax.Array, stats: jax.Array) -> jax.Array:
-        """states: [L + 1, B, Q, D]; stats: [B, H, STATISTICS] -> [B, H], nats per token."""
+        """states: [L + 1, B, Q, D]; stats: [B, H, STATISTICS] -> [B, H], nats of a whole tail, up
+        to what all heads share."""
         query = jnp.mean(LayerMix(self.d_model, name="mix")(states), axis=1)  # [B, d]
         heads = stats.shape[1]
         per_head = nn.Dense(self.d_model, name="stats")(stats)  # [B, H, d]

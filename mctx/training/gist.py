@@ -25,6 +25,7 @@ from mctx.focus.bank import (
     packed_context,
     plain_context,
 )
+from mctx.focus.layout import validate
 from mctx.models.base import token_divergence, token_nll
 from mctx.models.gistnet import PACE
 from mctx.models.wrapped import (
@@ -40,7 +41,7 @@ from mctx.sharding import by_rows, whole
 from mctx.training import shown as layouts
 from mctx.training.attending import choice
 from mctx.training.loop import Phase
-from mctx.training.sources import Sources, per_domain, wrapped_from
+from mctx.training.sources import Sources, per_domain, ratio, wrapped_from
 
 NEAR = 512  # tokens of history in the evaluation
 EXAMPLES = 8  # histories of the corpus from which fresh gists are calibrated
@@ -99,6 +100,7 @@ def reading(
             f"a history of {config.history} tokens is not one of whole windows of {model.window}: "
             "make config.history a multiple of that."
         )
+    validate(focus, shape.blocks)
     length = config.history + config.tail + 1
     capacity = layouts.most_rows(shape, focus, mixture)
     pool = layouts.allocated(shape, focus, jax.random.key(config.train.seed), LAYOUTS)
@@ -273,11 +275,12 @@ def _nll_behind(model, shape, params, history, tail, chosen):
 
 
 def recovered(losses: dict[str, np.ndarray]) -> dict[str, float]:
-    """Mean NLLs and what each level recovers (design: recovered), a ratio of means."""
+    """Mean NLLs and what each level recovers (design: recovered), a ratio of means; NaN where the
+    history helps nothing."""
     nll = {name: float(value.mean()) for name, value in losses.items()}
     gain = nll["none"] - nll["full"]
     shares = {
-        f"recovered_{name}": (nll["none"] - value) / gain
+        f"recovered_{name}": ratio(nll["none"] - value, gain)
         for name, value in nll.items()
         if name.startswith("lod")
     }

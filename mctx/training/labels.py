@@ -15,6 +15,7 @@ from mctx.models.base import Rows
 from mctx.models.wrapped import Wrapped, tail_nll
 
 EPSILON = 0.1  # measured: better than .01, .5 and 1
+HIDDEN = 1e-30  # the gate of a candidate that is not there
 
 
 def gated_utility(
@@ -26,7 +27,7 @@ def gated_utility(
     recent: jax.Array,
     tail: jax.Array,
     weights: jax.Array | None = None,
-    epsilon: float = EPSILON,
+    epsilon: float | jax.Array = EPSILON,
 ) -> jax.Array:
     """Utility of candidate blocks, nats over the whole tail.
 
@@ -38,6 +39,7 @@ def gated_utility(
       tail: [B, C + 1] tokens; the first is read only.
       weights: [C], how much each predicted token counts; None for all 1. Cross-fitting chooses
         on the odd tokens and scores on the even ones.
+      epsilon: the gate, of all candidates or of each [B, m].
 
     Returns:
       [B, m]: > 0 where showing the block lowers the NLL.
@@ -75,6 +77,7 @@ def label_history(
     recent: int,
     sets: int,
     key: jax.Array,
+    first: jax.Array | int = 0,
 ) -> jax.Array:
     """Utility of every block before the recent ones, labelled in random sets.
 
@@ -82,9 +85,10 @@ def label_history(
       rows: LOD0 rows of the history, [L, B, T, K, H].
       recent: blocks at the end that are always shown.
       sets: the candidates are dealt into this many sets of equal size.
+      first: [B], the block with which each history begins; what is before it is not there.
 
     Returns:
-      [B, T / K_1 - recent], nats over the tail.
+      [B, T / K_1 - recent], nats over the tail; 0 for what is not there.
     """
     b = tail.shape[0]
     blocks = rows.k.shape[2] // model.gist.block
@@ -94,10 +98,13 @@ def label_history(
         raise ValueError(f"{candidates} candidate blocks cannot be dealt into {sets} equal sets")
     dealt = jax.vmap(lambda k: jax.random.permutation(k, candidates))(jax.random.split(key, b))
     dealt = jnp.sort(dealt.reshape(b, sets, size), axis=-1)
+    first = jnp.broadcast_to(first, b)[:, None]
 
     def one(chosen):  # [B, size]
-        last = jnp.arange(candidates, blocks)
-        return gated_utility(model, params, rows, prefix, chosen, last, tail)
+        last, there = jnp.arange(candidates, blocks), chosen >= first
+        of = model, params, rows, prefix, chosen, last, tail
+        found = gated_utility(*of, epsilon=jnp.where(there, EPSILON, HIDDEN))
+        return jnp.where(there, found, 0.0)
 
     utility = jax.lax.map(one, dealt.swapaxes(0, 1)).swapaxes(0, 1)  # [B, sets, size]
     where = dealt.reshape(b, candidates)

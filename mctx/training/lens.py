@@ -42,6 +42,11 @@ def phase(config, sources: Sources) -> Phase:
     frozen, trained = sources.load(("base", "gistnet"))
     trained = {name: known for name, known in trained.items() if name != "lens"}  # made anew
     model = wrapped_from(config, trained)
+    if config.near % model.window or config.far % model.window:
+        raise UserError(
+            f"stretches of near={config.near} and far={config.far} tokens are not whole windows of "
+            f"{model.window}: make config.near and config.far multiples of that."
+        )
     shape = BankShape(model.gist, (config.near + config.groups * config.far) // model.gist.block)
     candidates = shape.blocks - config.recent
 
@@ -49,7 +54,7 @@ def phase(config, sources: Sources) -> Phase:
         seen = look(model, shape, config.recent, frozen, batch)
         texts = texts_of(config, len(batch["tokens"]))
         there = jnp.arange(candidates) >= batch["first"][:, None]
-        labels = there[:texts] * gated(model, config, frozen, seen, texts, key)
+        labels = gated(model, config, frozen, seen, texts, key)
         known = config.get("support", 0.0) * batch["support"][texts:, :candidates]
         logs, scores = _outlook(model, shape, candidates, params, seen)
         scores = jnp.where(there[:, None], scores, ABSENT)
@@ -58,7 +63,7 @@ def phase(config, sources: Sources) -> Phase:
         found = {"recall": recall(scores[texts:, 0], known > 0, config.novel)} if len(known) else {}
         return value, found | {
             "poisson": value,
-            "captured": captured(scores[:texts, 0], labels, config.novel),
+            "captured": _share(*captured(scores[:texts, 0], labels, config.novel)),
             "overlap": _overlap(scores, config.novel),
         }
 
@@ -200,6 +205,7 @@ class Seen(NamedTuple):
     Attributes:
       rows: of tokens, [L, B, T, K, H]. prefix: [L, 1, P, K, H]. tail: [B, C + 1].
       query: [L + 1, B, Q, D]. nodes: N of the bank.
+      first: [B], the block with which each history begins; what is before it is not there.
     """
 
     rows: Rows
@@ -207,24 +213,24 @@ class Seen(NamedTuple):
     tail: jax.Array
     query: jax.Array
     nodes: Nodes
+    first: jax.Array
 
 
 def look(model: Wrapped, shape: BankShape, recent: int, frozen: dict, batch: dict) -> Seen:
     """Reads the histories of a batch."""
     history, tail = jnp.split(batch["tokens"], [shape.blocks * model.gist.block], axis=1)
     rows, states, prefix = read_history(model, frozen, history)
-    query, first = states[:, :, -model.lens.query :], batch.get("first", 0)
+    query = states[:, :, -model.lens.query :]
+    first = jnp.broadcast_to(batch.get("first", 0), len(tail))
     of = states, rows, query, batch["distance"], recent, first
-    return Seen(rows, prefix, tail, query, bank_nodes(model, shape, frozen, *of))
+    return Seen(rows, prefix, tail, query, bank_nodes(model, shape, frozen, *of), first)
 
 
 def gated(model: Wrapped, config, frozen: dict, seen: Seen, texts: int, key) -> jax.Array:
     """Labels of the first `texts` rows, of the blocks before the recent ones: [texts, blocks]."""
     rows = Rows(*(x[:, :texts] for x in seen.rows))
-    tail = seen.tail[:texts]
-    labels = label_history(
-        model, frozen, rows, seen.prefix, tail, config.recent, config.sets, key
-    )
+    of = model, frozen, rows, seen.prefix, seen.tail[:texts]
+    labels = label_history(*of, config.recent, config.sets, key, seen.first[:texts])
     return jax.lax.stop_gradient(labels)
 
 
@@ -348,8 +354,14 @@ def recall(guess: jax.Array, support: jax.Array, best: int) -> jax.Array:
     return jnp.sum(got / jnp.maximum(count, 1)) / jnp.maximum(jnp.sum(count > 0), 1)
 
 
-def captured(guess: jax.Array, labels: jax.Array, best: int) -> jax.Array:
-    """Label of the `best` guessed blocks over that of the best in hindsight: ratio of means."""
+def captured(guess: jax.Array, labels: jax.Array, best: int) -> tuple[jax.Array, jax.Array]:
+    """Label of the `best` guessed blocks, and of the best in hindsight, [B] each: what is captured
+    is the ratio of their means."""
     _, chosen = jax.lax.top_k(guess, best)
     got = jnp.take_along_axis(labels, chosen, axis=1).sum(axis=1)
-    return got.mean() / jax.lax.top_k(labels, best)[0].sum(axis=1).mean()
+    return got, jax.lax.top_k(labels, best)[0].sum(axis=1)
+
+
+def _share(got: jax.Array, most: jax.Array) -> jax.Array:
+    """Ratio of means; NaN where there was nothing to capture."""
+    return jnp.where(most.sum() > 0, got.sum() / most.sum(), jnp.nan)

@@ -110,6 +110,9 @@ def train(
         saver = _Saver(phase, settings, manager, start)
         report.begin(start, _summary(phase, state, frozen, mesh))
         step_fn = jit_step(phase, settings, wanted, mesh)
+        judged_at_start = phase.evaluate and start and due(start, settings.eval_every)
+        if judged_at_start and not report.has_evaluation(start):  # a run told to stop has none
+            report.evaluation(start, phase.evaluate(state.params, frozen))
         try:
             with (
                 closing(batches_ahead(phase, settings.steps, mesh, start)) as batches,
@@ -151,13 +154,15 @@ class _Saver:
         self._saved = start or None  # a run that begins has saved nothing
 
     def save(self, state: State, step: int, values: dict[str, float] | None = None) -> None:
-        """`values` are those of an evaluation at this step, if there was one."""
+        """`values` are those of an evaluation at this step, if there was one. Raises UserError
+        where they lack what tells the best: the step is saved, so that no training is lost."""
         if step != self._saved:
             self._saved = step
             train_state = {"opt_state": state.opt_state, "step": state.step}
             item, config = self._phase.item, self._phase.config
             score = _score(self._settings, values)
             checkpoint.save(self._manager, step, item, state.params, train_state, config, score)
+            _check_best(self._settings, values)
 
 
 def _seconds_at_peak(phase: Phase, settings: TrainSettings, mesh: Mesh) -> float | None:
@@ -221,13 +226,17 @@ def jit_step(phase: Phase, settings: TrainSettings, state: State, mesh: Mesh) ->
 def _score(settings: TrainSettings, values: dict[str, float] | None) -> float | None:
     """What an evaluation says of a checkpoint, less is better; None where nothing does."""
     name = settings.best.removeprefix("-")
-    if not settings.keep_best or values is None:
+    if not settings.keep_best or values is None or name not in values:
         return None
-    if name not in values:
+    return -float(values[name]) if settings.best.startswith("-") else float(values[name])
+
+
+def _check_best(settings: TrainSettings, values: dict[str, float] | None) -> None:
+    name = settings.best.removeprefix("-")
+    if settings.keep_best and values is not None and name not in values:
         raise UserError(
             f"the evaluation has no '{name}': set train.best to one of {', '.join(values)}."
         )
-    return -float(values[name]) if settings.best.startswith("-") else float(values[name])
 
 
 def _initial_state(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from mctx.focus.bank import BankShape, context_of, focus_for, make_bank, shown_nodes
-from mctx.focus.layout import FocusConfig, head_statistics
+from mctx.focus.layout import FocusConfig, head_statistics, validate
 from mctx.models import merger as merging
 from mctx.models.base import token_nll
 from mctx.models.lensnet import utility
@@ -34,6 +34,7 @@ def phase(config, sources: Sources) -> Phase:
     model = wrapped_from(config, trained)
     shape = BankShape(model.gist, config.history // model.gist.block)
     focus = focus_for(model.gist, **config.focus)
+    validate(focus, shape.blocks)
     length = config.history + config.tail + 1
 
     def batch(step, rows):

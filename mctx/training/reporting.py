@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
-from mctx.telemetry import ProgressBar, Telemetry
+from mctx.telemetry import ProgressBar, Telemetry, read_scalars
 from mctx.training.step import Metrics, TrainSettings
 
 UNPROFILED = 2  # steps of a run before its profile: the first compiles, the second fills queues
@@ -43,7 +45,7 @@ class Report:
         directory: Path,
         at_peak: Callable[[], float | None],
     ):
-        self._lead = jax.process_index() == 0
+        self._lead, self._directory = jax.process_index() == 0, directory
         self._telemetry = Telemetry(directory, settings.wandb) if self._lead else None
         self._bar = ProgressBar(name, settings.steps, visible=self._lead)
         self._batch_size, self._settings, self._at_peak = batch_size, settings, at_peak
@@ -85,6 +87,15 @@ class Report:
         self._bar.note(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
         self._write(step, values)
         self._since = (step, time.perf_counter())
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether one was written at this step, by an earlier run too: all processes ask together
+        and get the same answer."""
+        found = self._lead and any(
+            row["step"] == step and any(name.startswith("eval/") for name in row)
+            for row in read_scalars(self._directory)
+        )
+        return bool(multihost_utils.broadcast_one_to_all(np.array(found)))
 
     def close(self) -> None:
         self._bar.close()

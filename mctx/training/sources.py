@@ -55,19 +55,31 @@ def per_domain(
 def scored(
     domains: tuple[str, ...], count: int, score: Callable[[np.ndarray], dict], size: int = 8
 ) -> dict[str, float]:
-    """`per_domain` of numbers that are known only as means over pieces of rows.
+    """`per_domain` of numbers that are known only piece by piece of the rows.
 
     Args:
       count: held-out rows.
-      score: indices [<= size] of rows, all of one domain -> means over them.
+      score: indices [<= size] of rows, all of one domain -> by name the mean over them; or two
+        arrays [rows], told as the `ratio` of their means over all rows.
     """
     rows = [np.arange(i, count, len(domains)) for i in range(len(domains))]
     pieces = [mine[j : j + size] for mine in rows for j in range(0, len(mine), size)]
     values: dict[str, np.ndarray] = {}
     for piece in pieces:
         for name, value in score(piece).items():
-            values.setdefault(name, np.empty(count))[piece] = value
-    return per_domain(domains, lambda of: {n: float(v[of].mean()) for n, v in values.items()})
+            top, bottom = value if isinstance(value, tuple) else (value, 1.0)
+            tops, bottoms = values.setdefault(name, np.empty((2, count)))
+            tops[piece], bottoms[piece] = top, bottom
+
+    def told(of: slice) -> dict[str, float]:
+        return {name: ratio(*value[:, of].mean(axis=1)) for name, value in values.items()}
+
+    return per_domain(domains, told)
+
+
+def ratio(top: float, bottom: float) -> float:
+    """A part of what there is to have; NaN, which is logged as null, where that is nothing."""
+    return float(top / bottom) if bottom > 0 else float("nan")
 
 
 def wrapped_from(config, trained: dict) -> Wrapped:

@@ -127,7 +127,8 @@ def gradients(
     """Gradients and metrics ('loss' among them) of a batch, read in `grad_accum` parts.
 
     Parts are averaged by the 'weight' in their metrics (1 where there is none), which makes the
-    result that of one pass over the whole batch; 'weight' itself is summed.
+    result that of one pass over the whole batch where the loss draws nothing: each part has a key
+    of its own, and so draws other numbers than the whole batch would. 'weight' itself is summed.
     """
 
     def part(batch: Batch, key: jax.Array):

@@ -1,5 +1,6 @@
 """eval: segments are what they say, rows follow from per-segment numbers, files are results."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -11,7 +12,7 @@ from data.text import Document
 from experiments import eval as evaluation
 from experiments.report import load_result
 from experiments.statistics import Interval, interval
-from experiments.suites import base, choices, gists, rows
+from experiments.suites import base, choices, gists, results, rows
 from experiments.suites.segments import Segments, cut, document_streams
 from experiments.suites.texts import source_streams
 from mctx.errors import UserError
@@ -119,6 +120,19 @@ def test_base_nll_by_position_is_the_bases_own(monkeypatch):
     expected = np.mean([plain_nll(segment)[31:].mean() for segment in tokens])  # ids 32 to 61
     assert found[2]["value"] == pytest.approx(expected, abs=1e-4)
     assert found[2]["n"] == 5 and found[2]["low"] <= expected <= found[2]["high"]
+
+
+def test_a_base_without_a_prefix_is_not_asked_for_the_first_token(monkeypatch):
+    monkeypatch.setattr(base, "BORDERS", (0, 8, 32))
+    bare = dataclasses.replace(tiny.MODEL, base=dataclasses.replace(tiny.BASE, prefix=()))
+    opened = OPENED._replace(model=bare, params={"base": OPENED.params["base"]})
+    tokens = np.asarray(tiny.tokens(4, base.length(bare)))
+    told = base.measure(opened, segments_of(tokens), 0)["base"]
+    found = {row["what"]: row["value"] for row in told}
+    nll = np.asarray(base.tail_of_base(bare, tokens.shape[1], opened.params["base"], tokens))
+    assert found["all positions"] == pytest.approx(nll.mean(), abs=1e-4)
+    assert found["position 0–8"] == pytest.approx(nll[:, :7].mean(), abs=1e-4)
+    assert found["position 8–32"] == pytest.approx(nll[:, 7:31].mean(), abs=1e-4)
 
 
 def test_base_nll_of_the_same_tokens_behind_less_and_more():
@@ -269,6 +283,8 @@ def test_results_are_written_for_what_the_checkpoint_can_do(
         f"--json={tmp_path / 'all.json'}",
         "--smoke",
     ]
+    # Where files differ from the commit, all is measured again.
+    monkeypatch.setattr(results.entry, "git_commit", lambda: "4f2bbbb")
     evaluation.main(arguments)
     printed = capsys.readouterr()
     assert "gists: left out" in printed.err and "lens: left out" in printed.err

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.methods import METHODS, Method, Protocol, Scorer
+from mctx.errors import UserError
 from mctx.models.base import logits
 from mctx.models.wrapped import read
 from mctx.runtime import reading
@@ -67,6 +68,20 @@ def test_full_attention_past_the_trained_window_is_not_told():
     one = Scorer(small.opened(), history(blocks=16), PROTOCOL, small.reader())
     assert one.nll("full", tail()) is None
     assert one.continuation("full", tail()[:1], 2) is None
+    # Of 64 positions the prefix takes 2 and this history 56: what follows it counts as well.
+    most = small.opened().model.base.window - len(small.opened().model.base.prefix) - 56
+    assert len(shared().nll("full", tail(length=most + 1))) == most
+    assert shared().nll("full", tail(length=most + 2)) is None
+    assert len(shared().continuation("full", tail()[:1], most)) == most
+    assert shared().continuation("full", tail()[:1], most + 1) is None
+
+
+def test_no_method_takes_another_budget_where_its_own_is_too_small():
+    one = scorer(protocol=dataclasses.replace(PROTOCOL, budget=2 * BLOCK))
+    for name in ("random", "hindsight", "hindsight crossfit"):
+        assert one.nll(name, tail()) is None
+    with pytest.raises(UserError, match="needs settings"):
+        one.focused(None, None)
 
 
 @pytest.mark.parametrize("name", BLIND)

@@ -99,6 +99,16 @@ def test_calibration_holds_every_block_once_and_tells_what_came_true(tmp_path):
     assert (tmp_path / "drawn.png").stat().st_size > 5000
 
 
+def test_a_bin_of_one_text_has_no_interval(tmp_path):
+    guess = np.arange(4)[:, None] * 100.0 + np.arange(16)  # texts apart: two bins of each
+    rows = labels.calibration("lens", guess, guess, np.arange(4), 0)
+    assert len(rows) == 2 * labels.BINS and not any("low" in row or "high" in row for row in rows)
+    view = labels.VIEWS["calibration"].to_dict()
+    pictures.calibration(view, rows, "title", "note", tmp_path / "drawn.png")
+    alike = labels.calibration("lens", guess, guess, np.zeros(4), 0)
+    assert not any("low" in row for row in alike)
+
+
 def test_measure_tells_every_view_of_every_edit():
     tokens = np.asarray(tiny.tokens(4, SMALL.length))
     rows = labels.measure(OPENED, segments_of(tokens), 0, SMALL)["labels"]

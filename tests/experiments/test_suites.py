@@ -14,6 +14,7 @@ from experiments import eval as evaluation
 from experiments import report
 from experiments.methods import Protocol, Scorer
 from experiments.suites import (
+    Suite,
     blocks,
     descent,
     edits,
@@ -27,7 +28,7 @@ from experiments.suites import (
     shift,
     trials,
 )
-from experiments.suites.asking import covered, runs
+from experiments.suites.asking import covered, measure_rows, runs
 from experiments.suites.below import below_random
 from experiments.suites.records import Log, fingerprints
 from experiments.suites.texts import Stream
@@ -38,6 +39,7 @@ from mctx.models.wrapped import read
 from mctx.opened import open_checkpoint
 from mctx.tree.ingest import Reader
 from tests.experiments import tiny_checkpoint
+from tests.experiments.test_eval import segments_of
 
 LENGTH, BUDGET = 640, 64
 
@@ -332,6 +334,33 @@ def test_shares_of_few_hits_keep_an_interval():
     assert half.low + half.high == pytest.approx(1) and 0.1 < half.low < 0.5
     part = share(np.array([0.25, 0.75, 0.5]), 0)
     assert part.value == 0.5 and 0 <= part.low < 0.3 and 0.7 < part.high <= 1
+    thrice, alone = np.repeat([1.0, 0.0, 1.0], 3), np.array([1.0, 0.0, 1.0])
+    assert share(thrice, 0, np.repeat(np.arange(3), 3)) == share(alone, 0)  # alike in their group
+
+
+def test_samples_of_one_text_count_as_one_in_what_is_told_of_all():
+    def rows(positions):
+        of = {"method": "lens", "defined": True, "length": 8}
+        pairs = itertools.product(range(4), range(positions))
+        some = [of | {"seed": s, "position": p, "exact": s % 2} for s, p in pairs]
+        return [r for r in measure_rows(some, "position", 0, "length") if r["view"] == "overall"]
+
+    (one,), (five,) = rows(1), rows(5)
+    assert (one["n"], five["n"]) == (4, 20)
+    assert [one[end] for end in ("low", "high")] == [five[end] for end in ("low", "high")]
+
+
+@pytest.mark.parametrize(("commit", "again"), [("4f2bbbb", 1), ("4f2bbbb+", 2), ("unknown", 2)])
+def test_segments_are_measured_anew_by_code_that_no_commit_holds(
+    commit, again, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(results.entry, "git_commit", lambda: commit)
+    segments, opened = segments_of(np.ones((2, 4), np.int32)), tiny_checkpoint.opened()
+    for version in (1, 2):
+        measure = functools.partial(lambda found, *_: {"base": [{"what": found}]}, version)
+        suite = Suite(("base",), lambda model: 4, measure)
+        found, _ = results.measured("base", suite, opened, segments, 0, tmp_path)
+    assert found == {"base": [{"what": again}]}
 
 
 def test_a_trial_without_parts_is_left_out(plan):

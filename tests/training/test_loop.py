@@ -1,5 +1,6 @@
 """The train loop on a toy: resume, sharding, accumulation, frozen items, stopping."""
 
+import json
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from mctx import checkpoint, sharding
 from mctx.errors import UserError
-from mctx.telemetry import read_scalars
+from mctx.telemetry import METRICS_FILE, read_scalars
 from mctx.training import loop
 from mctx.training.loop import Phase, TrainSettings, train
 from mctx.training.step import gradients, is_matrix, make_schedule
@@ -275,10 +276,35 @@ def test_evaluations_are_logged(tmp_path):
     assert found == [5, 8]
 
 
+def test_an_evaluation_that_a_stop_left_out_is_made_when_the_run_goes_on(tmp_path, monkeypatch):
+    phase = replace(PHASE, evaluate=lambda params, frozen: {"bias": params["bias"]})
+    every = replace(SETTINGS, eval_every=2)
+    began = loop.Report.step
+
+    def stopped(report, step, metrics):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        began(report, step, metrics)
+
+    with monkeypatch.context() as patch, pytest.raises(loop.Preempted):
+        patch.setattr(loop.Report, "step", stopped)
+        train(phase, every, tmp_path)
+
+    def judged():
+        lines = (tmp_path / "lens" / METRICS_FILE).read_text().splitlines()
+        return [row["step"] for row in map(json.loads, lines) if "eval/bias" in row]
+
+    assert judged() == [2]
+    train(phase, every, tmp_path)
+    assert judged() == [2, 4, 6, 8]
+    train(phase, every, tmp_path)  # what was judged is not judged again
+    assert judged() == [2, 4, 6, 8]
+
+
 def test_the_best_is_kept_a_few_steps_are_profiled_and_utilisation_is_told(tmp_path, monkeypatch):
     # A device of known speed, at which a step would take so many seconds.
     monkeypatch.setattr(loop, "peak", lambda kind: 1e6)
-    judged = iter((2.0, 1.0, 3.0, 4.0))
+    judged = iter((np.nan, 1.0, 3.0, 4.0))  # what is not finite is never the best
     phase = replace(PHASE, evaluate=lambda params, frozen: {"nll": next(judged)})
     changes = dict(keep=1, keep_best=1, save_every=2, eval_every=2, profile=2)
     train(phase, replace(SETTINGS, **changes), tmp_path)
@@ -292,6 +318,7 @@ def test_the_best_is_kept_a_few_steps_are_profiled_and_utilisation_is_told(tmp_p
     assert products / 3 <= ideal <= 20 * products + 4 * ROWS * WIDTH**2
     with pytest.raises(UserError, match="no 'bias': set train.best to one of nll"):
         _score_of(phase, replace(SETTINGS, **changes, best="-bias"), tmp_path / "other")
+    assert checkpoint.latest_step(tmp_path / "other" / "lens", "lensnet") == 2  # it is not lost
 
 
 def _score_of(phase, settings, workdir):

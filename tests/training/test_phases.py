@@ -15,7 +15,8 @@ from data.questions import Questions
 from experiments.entry import load_config
 from mctx.errors import UserError
 from mctx.focus.bank import BankShape
-from mctx.training.lens import _goals, captured, look, poisson, recall, texts_of
+from mctx.training.gist import recovered
+from mctx.training.lens import _goals, captured, gated, look, poisson, recall, texts_of
 from mctx.training.loop import TrainSettings
 from mctx.training.sources import Sources
 from mctx.training.step import State, make_optimizer, make_step
@@ -148,6 +149,31 @@ def test_a_mixture_of_levels_that_no_gist_has_is_refused():
         importlib.import_module("mctx.training.gist").phase(config, SOURCES)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("gist", {"focus": FOCUS | {"capacity": 3}}, "raise the capacity of 3"),
+        ("mof", {"focus": FOCUS | {"budget": 5}}, "raise the budget of 5"),
+        ("lens", {"far": 8}, "far=8 tokens are not whole windows of 16"),
+    ],
+)
+def test_sizes_that_no_history_fits_are_refused(name, change, sentence):
+    config = shrunk(name)
+    config.update(change)
+    with pytest.raises(UserError, match=sentence):
+        importlib.import_module(f"mctx.training.{name}").phase(config, SOURCES)
+
+
+def test_nothing_is_recovered_where_history_helps_nothing():
+    def of(none, full):
+        losses = {"none": none, "full": full, "lod1": 2.5}
+        return recovered({name: np.full((2, 3), nll) for name, nll in losses.items()})
+
+    assert of(3.0, 2.0)["recovered_lod1"] == 0.5
+    for full in (2.0, 2.02):
+        assert np.isnan(of(2.0, full)["recovered_lod1"])
+
+
 def test_a_head_wants_the_best_that_no_head_before_it_shows():
     shape = BankShape(GIST, 6)
     labels = jnp.array([[5.0, 1.0, -2.0, 3.0]])  # two recent blocks follow
@@ -174,10 +200,10 @@ def test_poisson_is_least_at_the_label_and_finite_beyond_the_bound():
 
 
 def test_captured_is_the_share_of_the_best_in_hindsight():
-    labels = jnp.array([[4.0, 3.0, 1.0, -1.0]])
-    assert captured(labels, labels, 2) == 1
-    np.testing.assert_allclose(captured(-labels, labels, 2), 0.0)
-    np.testing.assert_allclose(captured(jnp.array([[1.0, 0.0, 2.0, 0.0]]), labels, 2), 5 / 7)
+    labels = jnp.array([[4.0, 3.0, 1.0, -1.0], [-2.0, -1.0, -4.0, -3.0]])
+    np.testing.assert_allclose(captured(labels, labels, 2), [[7.0, -3.0]] * 2)
+    guess = jnp.array([[1.0, 0.0, 2.0, 0.0]] * 2)
+    np.testing.assert_allclose(captured(guess, labels, 2), [[5.0, -6.0], [7.0, -3.0]])
 
 
 def test_recall_is_of_the_rows_that_have_support():
@@ -223,6 +249,27 @@ def test_a_history_that_begins_near_is_all_that_is_seen():
     one, two = (np.asarray(scores(batch | {"tokens": x})) for x in (batch["tokens"], other))
     np.testing.assert_allclose(one[some], two[some], atol=1e-5)
     assert np.abs(one[~some] - two[~some]).max() > 1e-3
+
+
+def test_labels_of_a_history_that_begins_near_are_of_that_alone():
+    phase, config = compiled("lens")[0], shrunk("lens")
+    batch = phase.batch(0, slice(0, 4))
+    far = config.groups * config.far // GIST.block
+    first = np.array([far, far, 0, 0], np.int32)
+    other = batch["tokens"].copy()
+    other[:, : far * GIST.block] = (other[:, : far * GIST.block] + 1) % tiny.BASE.vocab_size
+    shape = BankShape(GIST, batch["distance"].shape[1])
+
+    @jax.jit
+    def labels(tokens):
+        told = batch | {"tokens": tokens, "first": first}
+        seen = look(MODEL, shape, config.recent, phase.frozen, told)
+        return gated(MODEL, config, phase.frozen, seen, 4, jax.random.key(0))
+
+    one, two = (np.asarray(labels(tokens)) for tokens in (batch["tokens"], other))
+    np.testing.assert_allclose(one[:2], two[:2], atol=1e-6)
+    assert not one[:2, :far].any() and np.abs(one[:2, far:]).min() > 0
+    assert np.abs(one[2:, far:] - two[2:, far:]).max() > 1e-3
 
 
 def test_a_share_of_questions_must_be_whole_rows():

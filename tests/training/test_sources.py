@@ -27,3 +27,19 @@ def test_pieces_are_of_one_domain_and_weigh_by_their_rows(domains):
     if len(domains) > 1:
         for i, name in enumerate(domains):
             assert found[f"nll/{name}"] == pytest.approx(values[i :: len(domains)].mean())
+
+
+@pytest.mark.parametrize("domains", [("a",), ("a", "b")])
+def test_a_ratio_of_means_is_of_all_rows_however_they_are_cut(domains):
+    rng = np.random.default_rng(0)
+    got, most = rng.normal(size=20), rng.exponential(size=20)
+    most[:4] = -1.0  # a piece of which alone there would be no ratio
+
+    def score(rows):
+        return {"captured": (got[rows], most[rows])}
+
+    found = scored(domains, 20, score, size=4)
+    assert found["captured"] == pytest.approx(got.sum() / most.sum())
+    if len(domains) > 1:
+        assert found["captured/b"] == pytest.approx(got[1::2].sum() / most[1::2].sum())
+    assert np.isnan(scored(("a",), 4, score)["captured"])
