@@ -75,7 +75,11 @@ def share(values: np.ndarray, seed: int, groups: np.ndarray | None = None) -> In
     """Wilson's interval of hits, the bootstrap's of scores between; within 0 and 1."""
     if np.isin(values, (0, 1)).all():
         return proportion(values, groups)
-    found = interval(values, groups, seed)
+    return within_one(interval(values, groups, seed))
+
+
+def within_one(found: Interval) -> Interval:
+    """What a share can be, of what an interval says."""
     return found._replace(low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
@@ -97,6 +101,7 @@ def group_rows(
         (top, bottom), groups = np.transpose([p for p, _ in told]), np.array([g for _, g in told])
         where = dict(zip(keys, values, strict=True))
         found = ratio(top, bottom, groups, seed)
+        found = within_one(found) if unit == "share" else found
         many = {"groups": len(set(groups))}
         rows.append(row(view, method, unit, found, len(told), **where, **many))
     return rows
