@@ -28,13 +28,14 @@ import numpy as np
 
 from data import books, bpe, exercises, packages
 from data.heldout import TEST, VALIDATION
-from data.written import Part, console, workers, write
-from mctx.errors import UserError
+from data.written import Part, console, try_folder, workers, write
+from mctx.errors import Parser, UserError
 from mctx.tokenizer import Tokenizer
 
 TOKENIZER_SAMPLE = 60_000_000  # characters: enough for 8,192 ids, and trained in seconds
 SLICE = 10_000  # characters of a long text that are sampled together
 LENGTHS = (96, 1_024)  # least and most tokens of a task
+LEAST = {"max_tokens": 1, "tasks": 0, "vocab_size": 1, "processes": 1}  # that a flag may say
 
 
 class Books(NamedTuple):
@@ -95,8 +96,10 @@ def build(
       tokens written, by domain and part: `code/train` …
 
     Raises:
-      UserError: a source or `tokenizer` does not exist, or a domain has nothing to train on.
+      UserError: `out` cannot be made, a source or `tokenizer` does not exist, or a domain has
+        nothing to train on.
     """
+    try_folder(out)
     ready = Tokenizer.load(tokenizer) if tokenizer else None
     with workers(processes) as pool:
         domains = {"code": packages.gather(place, held_out, validation, max_tokens, pool)}
@@ -133,7 +136,7 @@ def write_domains(
 
 
 def flags() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m data.corpus", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -160,8 +163,13 @@ def flags() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    args = flags().parse_args(arguments)
     try:
+        args = flags().parse_args(arguments)
+        for name, least in LEAST.items():
+            given = getattr(args, name)
+            if given is not None and given < least:
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(f"{flag} is a number from {least}, not {given}; give another one.")
         if args.exclude_file and not args.exclude_file.is_file():
             raise UserError(f"There is no file {args.exclude_file}; name one with --exclude-file.")
         if args.books is None and (args.books_valid or args.books_held_out):

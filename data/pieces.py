@@ -21,8 +21,8 @@ from typing import NamedTuple
 import numpy as np
 
 from data import minhash, text
-from data.written import workers
-from mctx.errors import UserError
+from data.written import try_folder, workers
+from mctx.errors import Parser, UserError
 
 LEAST = 1_500  # characters of a piece, but for a text's only one
 TELLING = 100  # characters a paragraph needs to be a border: short ones recur by chance
@@ -112,7 +112,7 @@ def distinct(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m data.pieces", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -121,10 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--against", required=True, nargs="+", metavar="SOURCE", help="what it must not resemble")
     add("--out", type=Path, required=True, metavar="FILE", help="a new .jsonl or .jsonl.xz")
     add("--processes", type=int, metavar="N", help="default: the cores")
-    args = parser.parse_args(arguments)
     try:
+        args = parser.parse_args(arguments)
         if not args.out.name.endswith((".jsonl", ".jsonl.xz")):
             raise UserError(f"Name a .jsonl or .jsonl.xz file with --out, not {args.out}.")
+        try_folder(args.out.parent)
         documents = text.load(args.text)
         others = [document for source in args.against for document in text.load(source)]
         with workers(args.processes) as pool:

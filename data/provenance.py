@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data.mixture import domains_of
+from data.written import manifest_of
 from mctx.errors import UserError
 from mctx.tokenizer import Tokenizer
 
@@ -30,7 +31,7 @@ def provenance(directory: str | Path) -> Provenance:
     """
     parts = {name: path / "train" for name, path in domains_of(directory).items()}
     try:
-        found = {name: json.loads((p / "manifest.json").read_text()) for name, p in parts.items()}
+        found = {name: manifest_of(path) for name, path in parts.items()}
         sketches = [np.load(path / "sketch.npy") for path in parts.values()]
         tokenizer = (next(iter(parts.values())) / "tokenizer.json").read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -55,7 +56,7 @@ def _of_questions(directory: Path, domains: tuple[str, ...]) -> dict:
     Raises UserError where they are hidden in text of none of the `domains`: nobody would know it.
     """
     try:
-        about = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+        about = manifest_of(directory)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: give the corpus trained on.") from error
     hay = ["/".join(Path(place).parts[-2:]) for place in about["hay"]]
@@ -81,7 +82,7 @@ def shipped_provenance(checkpoint: str | Path) -> Provenance:
     """
     checkpoint = Path(checkpoint)
     try:
-        manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+        manifest = manifest_of(checkpoint)
         sketch = np.load(checkpoint / "sketch.npy")
         tokenizer = (checkpoint / "tokenizer.json").read_text(encoding="utf-8")
     except FileNotFoundError as error:

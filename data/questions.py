@@ -18,7 +18,6 @@ depends on the seed and its number alone.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -31,8 +30,17 @@ from rich.progress import track
 from data.sampling import ALL_ROWS, Corpus, Rows
 from data.tasks.haystack import Haystack, of_tokens, open_haystack
 from data.tasks.sample import FAMILIES, encoder_of, make
-from data.written import begin, console, dtype_of, loaded, put, workers
-from mctx.errors import UserError
+from data.written import (
+    begin,
+    console,
+    dtype_of,
+    loaded,
+    manifest_of,
+    put,
+    try_folder,
+    workers,
+)
+from mctx.errors import Parser, UserError
 from mctx.tokenizer import Tokenizer
 
 ASKED = (
@@ -76,7 +84,7 @@ class Questions(NamedTuple):
         try:
             tokens = np.load(directory / "tokens.npy", mmap_mode="r")
             support = np.load(directory / "support.npy")
-            manifest = json.loads((directory / "manifest.json").read_text())
+            manifest = manifest_of(directory)
         except FileNotFoundError as error:
             raise UserError(
                 f"There are no questions in {directory}; make some with `python -m data.questions`."
@@ -174,6 +182,7 @@ def write(
     """
     if length % block or count < 1:
         raise UserError(f"Ask for one sample or more, of whole blocks of {block} tokens.")
+    try_folder(out)
     begin(out, tokenizer)
     how = Making(out, length, tail, block, SEEDS[split], tuple(hay))
     firsts = range(0, count, AT_ONCE)
@@ -192,7 +201,7 @@ def write(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m data.questions", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -206,8 +215,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--block", type=int, default=32, metavar="N", help="tokens of a block")
     add("--hay", type=Path, nargs="*", default=[], metavar="DIR", help="parts of corpora")
     add("--processes", type=int, metavar="N", help="processes to work with (default: the cores)")
-    args = parser.parse_args(arguments)
     try:
+        args = parser.parse_args(arguments)
         write(
             args.out, Tokenizer.load(args.tokenizer), args.count, split=args.split,
             length=args.length, tail=args.tail, block=args.block, hay=args.hay,

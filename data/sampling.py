@@ -1,11 +1,11 @@
 """Batches out of a corpus: a pure function of (seed, step), whoever asks and wherever it runs."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from data.written import manifest_of
 from mctx.errors import UserError
 
 Rows = slice | np.ndarray  # of a batch: a slice, or indices
@@ -31,7 +31,7 @@ class Corpus(NamedTuple):
         try:
             tokens = np.load(directory / "tokens.npy", mmap_mode="r")
             documents = np.load(directory / "documents.npy")
-            manifest = json.loads((directory / "manifest.json").read_text())
+            manifest = manifest_of(directory)
         except FileNotFoundError as error:
             raise UserError(
                 f"There is no corpus in {directory}; make one with `python -m data.corpus`."

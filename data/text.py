@@ -10,6 +10,7 @@ import numpy as np
 
 from data import hub, minhash, sources
 from data.heldout import TEST, VALIDATION, canonical
+from data.written import manifest_of
 from mctx.errors import UserError
 from mctx.tokenizer import Tokenizer
 
@@ -33,27 +34,37 @@ def load(source: str | Path) -> list[Document]:
         data set of the Hugging Face hub (`data.hub`).
 
     Raises:
-      UserError: nothing is there, a file is not UTF-8 or not JSON, or all text is empty.
+      UserError: nothing is there, a file may not be read, is not UTF-8 or not JSON, or all text is
+        empty.
     """
-    if str(source).startswith("package:"):
-        documents = _from_package(str(source).removeprefix("package:"))
-    elif str(source).startswith(hub.PREFIX):
-        documents = [Document(*fields) for fields in hub.texts(str(source))]
-    elif Path(source).is_dir():
-        documents = [
-            Document(package.name, file, _read(package.root / file))
-            for package in sources.folder(Path(source)) for file in package.files
-        ]
-    elif not Path(source).is_file():
-        raise UserError(f"There is no file or folder {source}; name one, or package:NAME.")
-    elif str(source).endswith((".jsonl", ".jsonl.xz")):
-        documents = list(_from_json_lines(Path(source)))
-    else:
-        documents = [Document("", Path(source).name, _read(Path(source)))]
-    documents = [document for document in documents if document.text.strip()]
+    try:
+        documents = [document for document in _documents(source) if document.text.strip()]
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or source} cannot be read ({error.strerror or error}): make it "
+            "readable, or name another source."
+        ) from error
     if not documents:
         raise UserError(f"{source} holds no text; name a source that has some.")
     return documents
+
+
+def _documents(source: str | Path) -> list[Document]:
+    """As `load`, with those that are empty."""
+    if str(source).startswith("package:"):
+        return _from_package(str(source).removeprefix("package:"))
+    if str(source).startswith(hub.PREFIX):
+        return [Document(*fields) for fields in hub.texts(str(source))]
+    if Path(source).is_dir():
+        return [
+            Document(package.name, file, _read(package.root / file))
+            for package in sources.folder(Path(source)) for file in package.files
+        ]
+    if not Path(source).is_file():
+        raise UserError(f"There is no file or folder {source}; name one, or package:NAME.")
+    if str(source).endswith((".jsonl", ".jsonl.xz")):
+        return list(_from_json_lines(Path(source)))
+    return [Document("", Path(source).name, _read(Path(source)))]
 
 
 def held_out_packages(
@@ -112,7 +123,7 @@ def unseen_packages(checkpoint: str | Path) -> Iterator[tuple[str, Iterator[Docu
     """
     checkpoint = Path(checkpoint)
     try:
-        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        manifest = manifest_of(checkpoint)
         sketch = np.load(checkpoint / "sketch.npy")
     except FileNotFoundError as error:
         raise UserError(

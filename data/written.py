@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from data import minhash
+from mctx.errors import UserError
 from mctx.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
@@ -79,6 +80,38 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def manifest_of(directory: Path) -> dict:
+    """What a folder's manifest says.
+
+    Raises:
+      UserError: it is not whole, as one that is half written.
+      FileNotFoundError: there is none.
+    """
+    path = directory / MANIFEST
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not whole JSON: copy it anew, or make its folder again.") from (
+            error
+        )
+
+
+def try_folder(directory: Path) -> None:
+    """UserError where no such folder can be made or written to; leaves none that was not there."""
+    try:
+        missing = [path for path in (directory, *directory.parents) if not path.exists()]
+        directory.mkdir(parents=True, exist_ok=True)
+        writable = os.access(directory, os.W_OK | os.X_OK)
+        for path in missing:
+            path.rmdir()
+    except OSError as error:
+        raise UserError(
+            f"The folder {directory} cannot be made ({error.strerror}): choose another --out."
+        ) from error
+    if not writable:
+        raise UserError(f"The folder {directory} cannot be written to: choose another --out.")
 
 
 def begin(directory: Path, tokenizer: Tokenizer) -> None:

@@ -16,7 +16,9 @@ one commit. Text is committed as it is read, every few seconds: an append that w
 lost no more.
 Tokens short of a block at the end of a text are not stored.
 
-`rebuild` makes all gists anew by the models of another checkpoint; interrupted, it goes on.
+`rebuild` makes all gists anew by the models of another checkpoint; interrupted, it goes on. With
+the checkpoint's LoRA (--lora) or in another --dtype the models are others: give both flags as they
+are given to `experiments.stream`.
 `compact` copies what is in use out of epochs of which more than --least is waste (0: all that
 have any) and deletes what was retired --grace seconds ago or earlier: until then readers of an
 older state are not disturbed. With --grace=0 the room is given back at once, and readers that hold
@@ -46,7 +48,7 @@ from rich.table import Table
 from data import text
 from experiments import entry
 from mctx.errors import UserError
-from mctx.opened import Opened, open_checkpoint
+from mctx.opened import DTYPES, Opened, open_checkpoint
 from mctx.tokenizer import Tokenizer
 from mctx.tree.arrays import row_shape
 from mctx.tree.compact import GRACE, compact
@@ -67,7 +69,7 @@ Tell = Callable[[int, int], None]  # done, of all
 
 
 def create(args) -> dict:
-    opened = _open(args.checkpoint)
+    opened = _open(args)
     spec = tree_spec(opened.model, opened.fingerprint)
     with Tree.create(args.uri, spec) as tree:
         return tree.stats()
@@ -76,7 +78,7 @@ def create(args) -> dict:
 def append(args) -> dict:
     if args.coordinator:
         return _append_together(args)
-    opened, documents = _open(args.checkpoint), _documents(args)
+    opened, documents = _open(args), _documents(args)
     with Tree.open(
         args.uri, "w", fingerprint=opened.fingerprint, bulk=True, mirror=NO_MIRROR
     ) as tree:
@@ -90,7 +92,7 @@ def append(args) -> dict:
 
 
 def delete(args) -> dict:
-    opened = _open(args.checkpoint)
+    opened = _open(args)
     with Tree.open(args.uri, "w", fingerprint=opened.fingerprint, mirror=NO_MIRROR) as tree:
         Ingest(_reader(opened), tree).delete_document(args.name)
         tree.commit()
@@ -104,7 +106,7 @@ def stats(args) -> dict:
 
 
 def check(args) -> dict:
-    fingerprint = _open(args.checkpoint).fingerprint if args.checkpoint else None
+    fingerprint = _open(args).fingerprint if args.checkpoint else None
     with _bar(args, "bytes") as tell:
         return verify(args.uri, fingerprint, tell)._asdict()
 
@@ -118,7 +120,7 @@ def pack(args) -> dict:
 
 
 def remake(args) -> dict:
-    opened = _open(args.checkpoint)
+    opened = _open(args)
     with _bar(args, "blocks") as tell:
         remade = rebuild(args.uri, _reader(opened), opened.fingerprint, progress=tell)
     return {"rebuilt": remade} | Tree.open(args.uri, mirror=NO_MIRROR).stats()
@@ -205,7 +207,7 @@ def _append_together(args) -> dict:
     if args.as_documents:
         raise UserError("several processes append text, not documents: leave one of them out.")
     jax.distributed.initialize(args.coordinator, args.processes, args.process)
-    opened, documents = _open(args.checkpoint), _documents(args)
+    opened, documents = _open(args), _documents(args)
     tokens = _tokens(opened.tokenizer, documents)
     with _bar(args, "tokens") as tell:
         added = append_together(
@@ -264,10 +266,11 @@ def _export_arrays(tree: Tree, draft: Path, tell: Tell) -> None:
 # -- the terminal ------------------------------------------------------------------------------
 
 
-def _open(checkpoint: Path | None) -> Opened:
-    if checkpoint is None:
+def _open(args) -> Opened:
+    if args.checkpoint is None:
         raise UserError("this wants the models: give --checkpoint=DIR.")
-    return open_checkpoint(checkpoint, ("base", "gistnet"))
+    how = dict(lora=args.lora, dtype=args.dtype)
+    return open_checkpoint(args.checkpoint, ("base", "gistnet"), **how)
 
 
 def _reader(opened: Opened) -> Reader:
@@ -325,6 +328,8 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("action", choices=ACTIONS)
     parser.add_argument("uri", metavar="URI", help="where the tree lies or will lie")
     parser.add_argument("--checkpoint", type=Path, help="checkpoint or workdir")
+    parser.add_argument("--lora", action="store_true", help="apply the checkpoint's LoRA")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the base")
     parser.add_argument("--input", help="a file, a folder, a .jsonl, or package:NAME")
     parser.add_argument("--as-documents", action="store_true", help="each text can be replaced")
     parser.add_argument("--name", help="of the document to delete")

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mctx.errors import UserError
+from mctx.errors import Parser, UserError
 
 SAME = 1e-3  # nats of one token that two float32 implementations may differ by
 PROMPT = 48  # tokens, at most, of KVzip's request to repeat a part of the context
@@ -219,7 +219,7 @@ def write(path: Path, content: dict) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments.peers.presses",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

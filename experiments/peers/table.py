@@ -121,6 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--json", type=Path, help="default: DIR/peers.json")
     args = parser.parse_args(arguments)
+    out = args.json or args.folder / "peers.json"
+    entry.check_file(out)
     given = load_segments(args.folder)
     presses = load_presses(args.folder, len(given["tokens"]))
     chosen = tuple(dict.fromkeys([*BOUNDS, AGAINST, *args.methods]))
@@ -129,7 +131,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ensure_same(mine["full"], given, presses["full"])
     steps = str(given["command"]), presses["command"], entry.command(parser, arguments)
     result = {"name": "peers", "notes": notes(presses, given), "versions": presses["versions"]}
-    out = args.json or args.folder / "peers.json"
     rows = table(mine, presses["presses"], given)
     entry.write_result(out, " && ".join(steps), int(given["seed"]), rows, **result)
     print_table(load_result(out), Console())

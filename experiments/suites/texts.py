@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 from data import minhash, pieces, text
 from data.books import author_key
 from data.text import Document
+from data.written import MANIFEST, manifest_of
 from experiments.suites.segments import (
     PACKAGES,
     Streams,
@@ -155,6 +155,5 @@ def unseen(documents: list[Document], checkpoint: Path) -> tuple[list[Document],
 
 def trained_names(checkpoint: Path) -> frozenset[str]:
     """Packages and authors that a checkpoint's manifest names, as `author_key` spells them."""
-    path = checkpoint / "manifest.json"
-    packages = json.loads(path.read_text())["packages"] if path.exists() else []
+    packages = manifest_of(checkpoint)["packages"] if (checkpoint / MANIFEST).exists() else []
     return frozenset(author_key(one["name"].partition("/")[0]) for one in packages) - {""}

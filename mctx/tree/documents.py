@@ -81,6 +81,11 @@ class Documents:
         return self.with_span(self[name]._replace(name="", version=0, length=0))
 
 
+def is_name(name: object) -> bool:
+    """Whether a document may be called so: by text, not empty, that UTF-8 can spell."""
+    return isinstance(name, str) and name.encode(errors="ignore").decode() == name != ""
+
+
 def joined_runs(runs: np.ndarray) -> np.ndarray:
     """Rising runs [start, stop) without empty ones, neighbours as one: int64 [r, 2]."""
     runs = runs[runs[:, 0] < runs[:, 1]]

@@ -13,11 +13,12 @@ import numpy as np
 
 from mctx.tree import checks
 from mctx.tree.arrays import from_bits, row_shape, to_bits
-from mctx.tree.documents import Documents, Span, live_within
+from mctx.tree.documents import Documents, Span, is_name, live_within
 from mctx.tree.head import TreeError
 from mctx.tree.state import Change
 from mctx.tree.store import Tree
 
+NAMED = 3  # documents that are named where another was asked for
 WINDOWS_AT_ONCE = 16  # of a document: their rows are in memory together
 NONE = np.zeros((0, 1, 1), np.float32)  # gists of no blocks
 Run = tuple[int, int]  # blocks [start, stop)
@@ -207,7 +208,9 @@ def _place(reader, draft, name, version, tokens, pad):
 
 def check_new(documents: Documents, name: str, tokens: np.ndarray) -> None:
     """Raises TreeError where these are no new document."""
-    if not name or name in documents:
+    if not is_name(name):
+        raise TreeError(f"A document's name is text that UTF-8 can spell, not {name!r}; rename it.")
+    if name in documents:
         raise TreeError(
             f"A document needs a name of its own, not {name!r}; replace the one that is there."
         )
@@ -222,7 +225,10 @@ def fits(documents: Documents, name: str, tokens: np.ndarray) -> bool:
 
 def _known(documents, name):
     if name not in documents:
-        raise TreeError(f"There is no document {name!r} here; add it first.")
+        some = ", ".join(map(repr, list(documents)[:NAMED]))
+        more = ", …" if len(documents) > NAMED else ""
+        there = f"name one of those there are: {some}{more}" if some else "it has none: add one"
+        raise TreeError(f"There is no document {name!r} here; {there}.")
     return documents[name]
 
 

@@ -133,7 +133,8 @@ class Tree(View):
         if fingerprint is not None and fingerprint != head.spec.fingerprint:
             raise TreeError(
                 f"The gists of {uri} were made by models {head.spec.fingerprint!r}, not by "
-                f"{fingerprint!r}; use those models or ingest into a new tree."
+                f"{fingerprint!r}; use those models (--lora and --dtype make others), make the "
+                "gists anew with `python -m experiments.tree rebuild`, or ingest into a new tree."
             )
         if mode == "r":
             return cls(uri, kvstore, record, head, None, mirror=mirror)

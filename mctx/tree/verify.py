@@ -8,7 +8,7 @@ import numpy as np
 
 from mctx.tree import arrays as stored
 from mctx.tree.arrays import Arrays
-from mctx.tree.documents import joined_runs
+from mctx.tree.documents import is_name, joined_runs
 from mctx.tree.extents import DEAD, Extent, Extents, pieces
 from mctx.tree.head import KEY, Head, HeadRecord, TreeError, explained
 
@@ -114,9 +114,11 @@ def _documents(head: Head) -> Iterator[str]:
             yield f"{what} overlaps another, is empty, or lies outside the history."
         if start % block or stop % block or not 0 <= length <= stop - start:
             yield f"{what} is not of whole blocks, or shorter than its {length} tokens."
-        if name and name in names:
+        if name != "" and not is_name(name):
+            yield f"{what} has a name that is no text."
+        elif name and name in names:
             yield f"{what} has the name of another document."
-        names.add(name)
+        names.add(str(name))
         end = max(end, stop)
 
 
@@ -219,7 +221,8 @@ def _among(part: Extent, wrong: np.ndarray, what: str) -> _Fault:
 
 def _cut(parts: list[Extent], start: int, stop: int) -> list[Extent]:
     """What of some parts lies in logical rows [start, stop)."""
-    return [cut for part in parts for cut in pieces(Extents([part]), start, stop)]
+    some = (part for part in parts if part.start < stop and part.stop > start)
+    return [cut for part in some for cut in pieces(Extents([part]), start, stop)]
 
 
 def _names(names: list[str]) -> tuple[set[int], list[str]]:

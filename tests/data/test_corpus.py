@@ -127,6 +127,23 @@ def test_the_command_explains_what_is_wrong(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("given, says", [
+    (["--max-tokens=-1"], "--max-tokens is a number from 1, not -1"),
+    (["--max-tokens=many"], "--max-tokens"),
+    (["--wrong"], "unrecognized arguments: --wrong"),
+    (["--out=afile"], "The folder afile cannot be made (File exists)"),
+    (["--out=afile/in"], "The folder afile/in cannot be made (Not a directory)"),
+])
+def test_wrong_flags_are_one_line_before_any_reading(tmp_path, capsys, monkeypatch, given, says):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(packages, "gather", lambda *_: pytest.fail("a source was read"))
+    Path("afile").write_text("mine")
+    assert corpus.main(["--out=out", *given]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and says in line
+    assert [path.name for path in tmp_path.iterdir()] == ["afile"]
+
+
 @pytest.mark.parametrize("kind", ["text", "tasks", "questions"])
 def test_what_is_written_anew_and_killed_is_no_corpus(tmp_path, monkeypatch, kind):
     """Else its old tokens would lie beside the new tokenizer."""

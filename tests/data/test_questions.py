@@ -86,3 +86,8 @@ def test_the_command_writes_what_the_lens_is_trained_on(tmp_path, capsys):
         Questions.load(tmp_path)
     assert main([f"--out={tmp_path}/x", f"--tokenizer={PICO}", "--count=1", "--length=33"]) == 2
     assert "whole blocks" in capsys.readouterr().err
+    (tmp_path / "afile").write_text("mine")
+    for wrong, says in ((f"--out={tmp_path}/afile/x", "cannot be made"), ("--count=x", "--count")):
+        assert main([f"--out={tmp_path}/x", f"--tokenizer={PICO}", "--count=1", wrong]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and says in line

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data import bpe, minhash, sources, text
+from data.provenance import shipped_provenance
 from mctx.errors import UserError
 from tests.data.conftest import code, edited
 
@@ -67,6 +68,21 @@ def test_errors_say_where_in_one_sentence(tmp_path, name, raw, message):
     assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["in/mine.txt", "in", "mine.jsonl"])
+def test_what_may_not_be_read_is_named(tmp_path, monkeypatch, name):
+    def refused(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "in").mkdir()
+    for file in ("in/mine.txt", "mine.jsonl"):
+        (tmp_path / file).write_text("{}")
+    monkeypatch.setattr("pathlib.Path.read_bytes", refused)
+    monkeypatch.setattr("pathlib.Path.open", refused)
+    with pytest.raises(UserError, match=r"mine\.\w+ cannot be read \(Perm") as caught:
+        text.load(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.fixture
 def checkpoint(tmp_path):
     directory = tmp_path / "checkpoint"
@@ -113,3 +129,15 @@ def test_held_out_packages_fall_back_on_the_standard_library(
 def test_a_checkpoint_must_say_what_it_was_trained_on(tmp_path, tokenizer):
     with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         text.held_out_packages(tmp_path, 1, tokenizer)
+
+
+def test_a_manifest_that_is_half_written_is_named(checkpoint, tokenizer):
+    whole = (checkpoint / "manifest.json").read_text()
+    for part in ("", whole[:-5]):
+        (checkpoint / "manifest.json").write_text(part)
+        for asked in (
+            lambda: text.held_out_packages(checkpoint, 1, tokenizer),
+            lambda: shipped_provenance(checkpoint),
+        ):
+            with pytest.raises(UserError, match="checkpoint/manifest.json is not whole JSON"):
+                asked()

@@ -94,6 +94,11 @@ def test_a_missing_library_is_one_sentence(folder, monkeypatch):
         presses.main([str(folder)])
 
 
+def test_a_wrong_flag_is_one_sentence(folder):
+    with pytest.raises(UserError, match="invalid choice: 'none'"):
+        presses.main([str(folder), "--methods", "none"])
+
+
 def test_presses_that_round_down_keep_exactly_what_is_asked():
     for rows in (100, 1537, 8193, 131_073):
         for kept in range(1, rows, max(rows // 97, 1)):

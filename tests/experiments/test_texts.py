@@ -42,6 +42,10 @@ def test_what_the_checkpoint_was_trained_on_is_left_out(tmp_path):
     new = [Document("R.D. blackmore", "another", code(3)), Document("flaxen", "x", code(4)),
            Document("", "nobody's", code(5))]
     assert texts.unseen(new, tmp_path) == (new[1:], 1)  # of an author it knows, a book it does not
+    (tmp_path / "manifest.json").write_text('{"packages": [')
+    with pytest.raises(UserError, match="manifest.json is not whole JSON"):
+        texts.unseen(new, tmp_path)
+    (tmp_path / "manifest.json").unlink()
     (tmp_path / "in").mkdir()
     for name in ("x", "y"):
         (tmp_path / "in" / name).mkdir()

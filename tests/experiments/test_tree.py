@@ -139,6 +139,17 @@ def test_other_models_are_refused_until_the_tree_is_rebuilt(run, other):
     assert run("append", f"--input={text}", checkpoint=other)["appended"] == 88
 
 
+def test_the_base_with_its_lora_or_in_another_type_is_other_models(run, bundle):
+    """The command says so and names `rebuild`, which takes the same flags."""
+    run("create", "--dtype=bfloat16")
+    with pytest.raises(UserError, match="experiments.tree rebuild"):
+        run("delete", "--name=x")
+    assert run("verify", "--dtype=bfloat16")["problems"] == []
+    with pytest.raises(UserError, match="lora"):
+        run("rebuild", "--lora")
+    assert run("rebuild")["rebuilt"] and not run("rebuild")["rebuilt"]
+
+
 def test_damage_is_listed_and_ends_with_an_error(run):
     run("create")
     run("append", f"--input={write(run.folder / 'in.txt', 90)}")

@@ -171,15 +171,24 @@ def test_names_and_texts_that_mean_nothing_are_refused_and_change_nothing():
     tree, ingest = codebase(2)
     for act, words in [
         (lambda: ingest.add_document("0.py", tokens_of(0, 3)), "replace the one"),
-        (lambda: ingest.add_document("", tokens_of(0, 3)), "name of its own"),
+        (lambda: ingest.add_document("", tokens_of(0, 3)), "text that UTF-8 can spell"),
         (lambda: ingest.add_document("new", tokens_of(0, 0)), "empty"),
-        (lambda: ingest.replace_document("new", tokens_of(0, 3)), "add it first"),
-        (lambda: ingest.delete_document("new"), "add it first"),
+        (lambda: ingest.add_document(5, tokens_of(0, 3)), "text that UTF-8 can spell, not 5;"),
+        (lambda: ingest.add_document("\ud800", tokens_of(0, 3)), "text that UTF-8 can spell"),
+        (lambda: ingest.replace_document("new", tokens_of(0, 3)), "those there are: '0.py', '1.py"),
+        (lambda: ingest.delete_document("new"), "those there are: '0.py', '1.py'"),
         (lambda: ingest.add_document("new", np.full(3, 1000)), "vocabulary"),
     ]:
         with pytest.raises(UserError, match=words):
             act()
         assert not tree.staged and list(tree.documents) == ["0.py", "1.py"]
+
+
+def test_where_a_document_is_asked_for_a_few_others_are_named():
+    with pytest.raises(UserError, match=r"'new' here; .*: '0.py', '1.py', '2.py', …\.$"):
+        codebase(4, 3)[1].delete_document("new")
+    with pytest.raises(UserError, match="it has none: add one"):
+        codebase(0)[1].delete_document("new")
 
 
 def test_a_document_past_the_last_index_is_a_clear_error():

@@ -9,10 +9,13 @@ import pytest
 
 from mctx.tree import head as heads
 from mctx.tree.arrays import open_kvstore, row_shape, to_bits
+from mctx.tree.compact import compact
+from mctx.tree.documents import Documents, Span
 from mctx.tree.head import HeadRecord, TreeError
+from mctx.tree.ingest import Ingest
 from mctx.tree.store import Tree
 from mctx.tree.verify import verify
-from tests.tree import history
+from tests.tree import codebase, history
 from tests.tree.history import SPEC
 
 LENGTH = 40_000  # tokens: 160 kB, five chunks
@@ -116,6 +119,37 @@ WRONG = {
 def test_a_head_that_contradicts_itself_is_a_problem(folder, case):
     change, says = WRONG[case]
     assert any(says in problem for problem in published(folder, change))
+
+
+@pytest.mark.parametrize("name", [5, "\ud800"])
+def test_a_name_that_is_no_text_is_a_problem(folder, name):
+    head, _ = HeadRecord(open_kvstore(folder), str(folder)).read()
+    end = head.count(0)
+    span = Span(name, 1, end - SPEC.fanouts[0], end, SPEC.fanouts[0])
+    problems = published(folder, lambda h: replace(h, documents=Documents([span])))
+    assert any("a name that is no text" in problem for problem in problems)
+
+
+def test_damage_is_named_between_rows_that_are_dead(tmp_path):
+    """Compacted, what is alive lies in one chunk: halved, a part of the rows lies past the cut."""
+    with Tree.create(tmp_path, codebase.SPEC) as tree:
+        ingest = Ingest(codebase.Reader(), tree, pad=codebase.PAD)
+        for number in range(40):
+            length = (1 + number % 5) * codebase.WINDOW * 60
+            ingest.add_document(f"{number}", codebase.tokens_of(number, length))
+        for number in range(0, 40, 3):
+            ingest.delete_document(f"{number}")
+        tree.commit()
+    with Tree.open(tmp_path, mode="w") as tree:
+        compact(tree, grace=0)
+    assert verify(tmp_path).problems == []
+    (path,) = tmp_path.glob("*/lod1/c.*")
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 3 : len(damaged) // 3 + 4] = b"\0\1\2\3"
+    path.write_bytes(damaged)
+    problems = verify(tmp_path).problems
+    assert problems and all("cannot be read" in problem for problem in problems)
+    assert all(problem.startswith("Level 1, rows") for problem in problems)
 
 
 @pytest.mark.parametrize("level, value, says", [(0, 1000, "vocabulary"), (1, 0x7FC0, "NaN")])
