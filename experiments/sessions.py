@@ -10,6 +10,8 @@ from mctx.models.wrapped import Wrapped
 from mctx.opened import Opened, fingerprint
 from mctx.runtime import Session
 
+AT_ONCE = 2**16  # lengths that are looked at together
+
 
 def open_for_ids(directory: str | Path, items: tuple[str, ...]) -> Opened:
     """As `open_checkpoint`, for token ids only: without a tokenizer, which an import may lack."""
@@ -23,10 +25,12 @@ def ensure_room(focus: FocusConfig, first: int, last: int) -> None:
     What sinks, recent blocks and the coarsest cover cost does not only grow with the history, so
     every length is looked at. UserError says what to change (`mctx.focus.layout.validate`).
     """
-    lengths = np.arange(first, last + 1)
-    rows = np.asarray(coarsest(focus, lengths)[2]).sum(axis=0)
-    for cost in (minimum_budget(focus, lengths), rows):
-        validate(focus, int(lengths[np.argmax(cost)]))
+    validate(focus, last)
+    for start in range(first, last + 1, AT_ONCE):
+        lengths = np.arange(start, min(start + AT_ONCE, last + 1))
+        rows = np.asarray(coarsest(focus, lengths)[2]).sum(axis=0)
+        for cost in (minimum_budget(focus, lengths), rows):
+            validate(focus, int(lengths[np.argmax(cost)]))
 
 
 def far_detail(session: Session) -> np.ndarray:

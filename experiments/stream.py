@@ -14,13 +14,17 @@ the end all is drawn in DIR/report, page.png on one page.
 
 A tree holds whole blocks: the last few tokens, short of a block, are read but not stored. With
 --session, all that is in memory is saved beside the tree at the end, those tokens included, and the
-next run with the same name and settings goes on exactly there.
+next run with the same name and settings goes on exactly there. An interrupt (SIGINT or SIGTERM)
+saves it, too, and tells how much of the input is stored.
 """
 
 import argparse
 import codecs
+import contextlib
 import json
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -119,11 +123,16 @@ def feed(session: Session, monitor: Monitor, text: Iterator[str]) -> int:
     return total
 
 
+def ensure_asked(session: Session, prompt: str, tokens: int) -> None:
+    """Refuses a prompt and a continuation for which there is no room behind the history."""
+    asked = tokens + len(session.opened.tokenizer.encode(prompt))
+    last = session.blocks + asked // session.model.gist.block + 1
+    ensure_room(session.focus, session.blocks, last)
+
+
 def generate(session: Session, prompt: str, tokens: int, **how) -> None:
     """Writes the prompt and its continuation to standard output, as it is drawn."""
-    block = session.model.gist.block
-    asked = tokens + len(session.opened.tokenizer.encode(prompt))
-    ensure_room(session.focus, session.blocks, session.blocks + asked // block + 1)
+    ensure_asked(session, prompt, tokens)
     sys.stdout.write(prompt)
     before, began = session.length, time.perf_counter()
     for text in session.stream(prompt, tokens, **how):
@@ -138,6 +147,79 @@ def begin(opened: Opened, tree: str, name: str | None, config: SessionConfig, **
     if name and saving.exists(tree, name):
         return Session.load(opened, tree, name, config=config, **how)
     return Session(opened, tree, config, **how)
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Meanwhile SIGTERM is as SIGINT: a KeyboardInterrupt. (Only the main thread hears signals.)"""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Kept:
+    """What of a session is stored, which is saved under `name`, if it has one."""
+
+    def __init__(self, session: Session, name: str | None):
+        self._session, self._name, self._before = session, name, session.length
+
+    def store(self) -> None:
+        if self._name:
+            self._session.save(self._name)
+        else:
+            self._session.storing.now()
+
+    @property
+    def tokens(self) -> int:
+        """Of the history."""
+        return self._session.length if self._name else self._session.tree.length
+
+    @property
+    def more(self) -> int:
+        """Since the session was begun."""
+        return max(0, self.tokens - self._before)
+
+    def tell_lost(self) -> None:
+        """Says what the tree does not hold."""
+        if lost := self._session.length - self.tokens:
+            told = f"{lost:,} tokens short of a block are not stored: give --session to keep them."
+            print(told, file=sys.stderr)
+
+    def told(self, source: str | None) -> str:
+        """After an interrupt; source: what was being read, if it was not read to its end."""
+        if source:
+            return (
+                f"{self.more:,} tokens of {source} are stored; --input is read from its "
+                "beginning again, so give only the rest."
+            )
+        return f"{self.tokens:,} tokens are stored; give no text again that was read already."
+
+
+def run(session: Session, args, said: dict, source: BinaryIO | None, display, monitor) -> None:
+    """Reads and continues as asked. An interrupt ends it when all that was read is stored."""
+    kept, unread = Kept(session, args.session), args.input
+    try:
+        if args.generate:
+            ensure_asked(session, args.prompt, args.generate)
+        if source:
+            with display:
+                read = feed(session, monitor, pieces(source, args.input))
+            if not read:
+                raise UserError(f"{args.input} is empty: give text to read.")
+            unread = None
+            print(f"{args.tree} holds {session.tree.length:,} tokens.")
+        if args.generate:
+            generate(session, args.prompt, args.generate, **said)
+        kept.store()
+        kept.tell_lost()
+    except KeyboardInterrupt:
+        kept.store()
+        sys.exit(f"\ninterrupted: {kept.told(unread)}")
 
 
 def open_input(source: str) -> BinaryIO:
@@ -181,6 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError("there is nothing to do: give --input to read, or --generate, or both.")
     if args.page and not args.workdir:
         raise UserError("--page draws what a workdir logged: give --workdir, too.")
+    if args.session is not None:
+        saving.key_of(args.session)  # refused before anything is read
     said = dict(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
     said |= dict(seed=args.seed, stop=args.stop)
     generation.asked(args.generate, **said)  # refused before anything is read
@@ -194,19 +278,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     display = Display(Console(), f"MegaContext · {args.tree}", args.budget)
     monitor = Monitor(display, args.workdir, args.page)
     try:
-        session = begin(opened, args.tree, args.session, config, on_refocus=monitor.refocused)
-        if source:
-            with display:
-                read = feed(session, monitor, pieces(source, args.input))
-            if not read:
-                raise UserError(f"{args.input} is empty: give text to read.")
-            print(f"{args.tree} holds {session.tree.length:,} tokens.")
-        if args.generate:
-            generate(session, args.prompt, args.generate, **said)
-        if args.session:
-            session.save(args.session)
+        with terminable():
+            session = begin(opened, args.tree, args.session, config, on_refocus=monitor.refocused)
+            run(session, args, said, source, display, monitor)
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted: the tree holds what was committed; run again to go on.")
+        sys.exit("\ninterrupted: the tree holds what was committed.")
     finally:
         monitor.close()
     if args.page:

@@ -84,8 +84,17 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token ids of each text, int32 [n]; texts are encoded in parallel."""
-        encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        """Token ids of each text, int32 [n]; texts are encoded in parallel.
+
+        Raises:
+          UserError: one is no text, or holds half of a character (a lone surrogate).
+        """
+        try:
+            encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        except TypeError as error:
+            raise UserError(
+                "This is no Unicode text: give a str without lone surrogates (U+D800 to U+DFFF)."
+            ) from error
         return [np.array(one.ids, np.int32) for one in encoded]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:

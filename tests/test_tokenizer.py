@@ -61,6 +61,12 @@ def test_other_vocabularies_name_their_special_tokens_differently(tokenizer, tmp
     assert (other.bos_id, other.eot_id, other.pad_id) == (None, 1, 1)
 
 
+@pytest.mark.parametrize("text", ["\ud800", "a\udfffb", None, 5])
+def test_what_is_no_text_is_refused(tokenizer, text):
+    with pytest.raises(UserError, match="no Unicode text"):
+        tokenizer.encode(text)
+
+
 def test_errors(tokenizer, tmp_path):
     with pytest.raises(UserError, match="no tokenizer at .*tokenizer.json"):
         Tokenizer.load(tmp_path)

@@ -11,8 +11,11 @@ share the arrays that their rows stand in (`Lanes`), so that they are read toget
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from mctx.errors import UserError
 from mctx.opened import Opened
@@ -20,10 +23,14 @@ from mctx.runtime import generation
 from mctx.runtime.config import SessionConfig, check, focus_configs
 from mctx.runtime.decoding import Drawing, Line
 from mctx.runtime.generation import Ask, Words
+from mctx.runtime.ids import prompt_ids
 from mctx.runtime.lanes import lanes_for
+from mctx.runtime.opening import place_of
 from mctx.runtime.session import Session
 from mctx.tree.ingest import Reader
 from mctx.tree.store import Tree
+
+KNOWN = ("text", *inspect.signature(generation.asked).parameters)  # keys of an ask
 
 
 class SessionBatch:
@@ -48,6 +55,10 @@ class SessionBatch:
         check(config, model)
         if not trees or isinstance(trees, str | Path):
             raise UserError("a batch needs a list of at least one tree.")
+        places = [place_of(tree) for tree in trees]
+        twice = next((one for one in places if places.count(one) > 1), None)
+        if twice:
+            raise UserError(f"{twice} is given twice: give every session a tree of its own.")
         reader = reader or Reader(model, opened.params)
         rows = focus_configs(model, config)[0].budget
         lanes = lanes_for(model, config, rows, reader.prefix, len(trees))
@@ -74,18 +85,31 @@ class SessionBatch:
             None for a session that is left alone.
 
         Raises:
-          UserError: a setting is out of its range; at once, before anything is read.
+          UserError: an ask is none, or a setting is out of its range; at once, before anything is
+            read.
         """
+        if isinstance(asks, str | Mapping) or not isinstance(asks, Sequence):
+            raise UserError("give a list of asks, one a session.")
         if len(asks) != len(self.sessions):
             raise UserError(f"give {len(self.sessions)} asks, one a session, not {len(asks)}.")
         wanted = {}
         for lane, ask in enumerate(asks):
             if ask is not None:
-                settings = {name: value for name, value in ask.items() if name != "text"}
-                wanted[lane] = ask.get("text", ""), generation.asked(**settings)
+                wanted[lane] = self._wanted(ask)
         return self._said(wanted)
 
-    def _said(self, wanted: dict[int, tuple[str, Ask]]):
+    def _wanted(self, ask: Mapping) -> tuple[np.ndarray, Ask]:
+        """Ids to read first, and the settings."""
+        if not isinstance(ask, Mapping):
+            raise UserError(f"an ask is dict(text=..., tokens=...) or None, not {ask!r}.")
+        for name in ask:
+            if name not in KNOWN:
+                raise UserError(f"an ask has no {name!r}: give some of {', '.join(KNOWN)}.")
+        settings = {name: value for name, value in ask.items() if name != "text"}
+        text = prompt_ids(self.sessions[0].opened, ask.get("text", ""))
+        return text, generation.asked(**settings)
+
+    def _said(self, wanted: dict[int, tuple[np.ndarray, Ask]]):
         lines, errors = self._lines(wanted)
         decode = self.sessions[0].opened.tokenizer.decode
         words = {
@@ -107,9 +131,9 @@ class SessionBatch:
     def _lines(self, wanted) -> tuple[list[Line], list[Exception]]:
         """The prompts are read, each in its own session."""
         lines, errors = [], []
-        for lane, (text, ask) in wanted.items():
+        for lane, (ids, ask) in wanted.items():
             try:
-                self.sessions[lane].prompt(text)
+                self.sessions[lane].prompt(ids)
                 lines.append(self.sessions[lane].line(ask.count, ask.sampling))
             except Exception as error:
                 errors.append(error)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import numbers
 from pathlib import Path
+
+import numpy as np
 
 from mctx.errors import UserError
 from mctx.focus.bank import focus_for
@@ -19,6 +22,7 @@ CHOICES = {
     "cold": ("sync", "async"),
     "decide": ("now", "ahead"),
 }
+MOST_EDITS = 2**31 - 1  # counted in int32
 # Whole numbers, each from its least value on.
 LEAST = {
     **dict.fromkeys(("budget", "heads", "top", "every", "max_edits", "capacity"), 1),
@@ -109,7 +113,22 @@ def check(config: SessionConfig, model: Wrapped) -> None:
         value = getattr(config, name)
         if not isinstance(value, numbers.Integral) or value < least:
             raise UserError(f"{name} must be a whole number from {least} on, not {value!r}.")
+    number, show, levels = config.hysteresis, config.show, model.gist.levels
+    whole = isinstance(show, tuple | list) and all(isinstance(one, bool | np.bool_) for one in show)
     wants = [
+        (
+            isinstance(number, numbers.Real) and math.isfinite(number) and number >= 0,
+            f"hysteresis must be a finite number from 0 on, not {number!r}.",
+        ),
+        (isinstance(config.find, bool), f"find must be True or False, not {config.find!r}."),
+        (
+            show is None or whole and len(show) <= levels + 1,
+            f"show must be True or False for each level 0 to {levels}, or (), not {show!r}.",
+        ),
+        (
+            config.max_edits <= MOST_EDITS,
+            f"max_edits must be at most {MOST_EDITS}: any from the capacity on is unlimited.",
+        ),
         (
             not config.disk_folder or Path(config.disk_folder).is_dir(),
             f"disk_folder {config.disk_folder} is no folder: make it, or name another.",

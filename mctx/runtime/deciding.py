@@ -129,8 +129,9 @@ def deciding(session, at: Standing) -> Steps[Decision]:
         yield
         layouts, done = edited()
         edits.append(done)
-        if np.any(done.spent > session.focus.budget):
-            validate(session.focus, at.blocks)  # says what has outgrown what
+        focus, rows = session.focus, session.focus.capacity - session.focus.headroom
+        if np.any(done.spent > focus.budget) or np.any(layouts.count > rows):
+            validate(focus, at.blocks)  # says what has outgrown what
         if blind or not np.any(done.expanded | done.collapsed | done.forced):
             break  # a fixed point: the same scores would choose nothing again
     return Decision(layouts, scored, scores, edits, blind)

@@ -31,6 +31,7 @@ from mctx.errors import UserError
 from mctx.focus.layout import Layout
 from mctx.opened import Opened, fingerprint
 from mctx.runtime.config import SessionConfig
+from mctx.runtime.opening import open_mounts
 from mctx.runtime.rows import Tail, TailRows
 from mctx.runtime.windows import Found
 from mctx.tree.arrays import open_kvstore
@@ -91,9 +92,7 @@ def load(kind: Callable, opened: Opened, uri, name: str, how: dict):
         raise UserError(f"there is no saved session {name} at {uri}: save one, or begin anew.")
     where = f"session {name} of {uri}"
     saved = decode(found.value, where)
-    how["mounts"] = mounts = [
-        one if isinstance(one, Tree) else Tree.open(one) for one in how.get("mounts", ())
-    ]
+    how["mounts"] = mounts = open_mounts(uri, how.get("mounts", ()))
     head = HeadRecord(kvstore, uri).read()[0]
     how["config"] = _fitting(saved.facts, opened, how, head, [one.head for one in mounts], where)
     return kind(opened, uri, saved=functools.partial(_restore, saved), **how)

@@ -44,7 +44,7 @@ from mctx.runtime.assembly import Assembly, GistRows
 from mctx.runtime.cache import BlockCache
 from mctx.runtime.config import SessionConfig, check, focus_configs
 from mctx.runtime.finding import finders_of
-from mctx.runtime.ids import ids_of
+from mctx.runtime.ids import ids_of, prompt_ids
 from mctx.runtime.lanes import Lanes, lanes_for
 from mctx.runtime.memory import room_for
 from mctx.runtime.opening import open_history
@@ -253,17 +253,19 @@ class Session:
 
         Any other use of the session ends the stream; what it has said by then is history.
         """
-        return self._say(text, generation.stream(self, tokens, **how))
+        ids = prompt_ids(self.opened, text)
+        return self._say(ids, generation.stream(self, tokens, **how))
 
     def prompt(self, text: str | np.ndarray = "") -> None:
         """Reads a text, which may be empty if there is a history, to be continued."""
-        if len(text):
-            self.read_tokens(text)
+        ids = prompt_ids(self.opened, text)
+        if len(ids):
+            self.read_tokens(ids)
         if not (self.has_read or len(tailing.live(self, 1)) or len(self.waiting)):
             raise UserError("there is nothing to continue: give a prompt or ingest text first.")
 
-    def _say(self, text, pieces):
-        self.prompt(text)
+    def _say(self, ids, pieces):
+        self.prompt(ids)
         try:
             yield from pieces
         finally:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from experiments.display import Clock, Display, Moment, strip
 from experiments.focus_raster import UNWRITTEN
 from experiments.pictures.curves import PANELS, is_refocus
 from mctx.errors import UserError
+from mctx.runtime import saving
 from mctx.telemetry import read_scalars
 from mctx.tokenizer import Tokenizer
 from mctx.tree.store import Tree
@@ -163,3 +165,44 @@ def test_the_clock_tells_the_rate_of_the_last_reads(monkeypatch):
     monkeypatch.setattr("time.perf_counter", lambda: next(now))
     clock = Clock(reads=2)
     assert [clock.rate(n) for n in (10, 20, 60)] == [10.0, 15.0, 40.0]
+
+
+def test_room_for_what_is_generated_is_asked_for_before_anything_is_read(bundle, tmp_path):
+    (tmp_path / "in.txt").write_text(tiny_checkpoint.text(40))
+    tree = str(tmp_path / "tree")
+    given = [f"--checkpoint={bundle}", f"--tree={tree}", f"--input={tmp_path}/in.txt"]
+    with pytest.raises(UserError, match="31 bits|raise the"):
+        stream.main([*given, "--budget=40", "--generate=99999999999"])
+    assert Tree.open(tree).length == 0
+
+
+def test_tokens_short_of_a_block_are_told_of(bundle, tmp_path, capsys):
+    (tmp_path / "in.txt").write_text("w1 w2 w3\n")
+    given = [f"--checkpoint={bundle}", f"--input={tmp_path}/in.txt", "--budget=40"]
+    stream.main([*given, f"--tree={tmp_path}/a"])
+    assert "3 tokens short of a block are not stored: give --session" in capsys.readouterr().err
+    stream.main([*given, f"--tree={tmp_path}/b", "--session=x"])
+    assert "not stored" not in capsys.readouterr().err
+    with pytest.raises(UserError, match="session's name"):
+        stream.main([*given, f"--tree={tmp_path}/c", "--session="])
+
+
+@pytest.mark.parametrize("name, kept", [("--session=x", 22), (None, 20)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_stores_what_was_read_and_says_how_much(
+    bundle, tmp_path, monkeypatch, name, kept, number
+):
+    def cut(source, _):
+        yield tiny_checkpoint.text(22)
+        signal.raise_signal(number)
+        yield "w1"
+
+    monkeypatch.setattr(stream, "pieces", cut)
+    (tmp_path / "in.txt").write_text("w1")
+    given = [f"--checkpoint={bundle}", f"--tree={tmp_path}/tree", f"--input={tmp_path}/in.txt"]
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match=f"{kept} tokens of .*in.txt are stored.*only the rest"):
+        stream.main([*given, "--budget=40", *[name] * bool(name)])
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert Tree.open(f"{tmp_path}/tree").length == 20
+    assert saving.exists(f"{tmp_path}/tree", "x") == bool(name)

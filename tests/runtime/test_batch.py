@@ -136,6 +136,22 @@ def test_what_cannot_be_asked_is_refused():
         batch(1).stream([dict(temperature=-1.0)])
     with pytest.raises(UserError, match="nothing to continue"):
         batch(1).generate([{}])
+    one = batch(1)
+    for ask in (dict(txt="A"), "A", dict(text=None), dict(text=1.5), dict(text=b"A")):
+        with pytest.raises(UserError, match="an ask|token ids"):
+            one.stream([ask])
+    with pytest.raises(UserError, match="list of asks"):
+        one.stream(dict(text="A"))
+    with pytest.raises(UserError, match="text or a row of token ids, not NoneType"):
+        one.sessions[0].generate(None)
+    assert one.sessions[0].length == 0
+
+
+def test_sessions_have_trees_of_their_own(tmp_path):
+    for same in ("memory://twice", "memory://twice/"), (tmp_path / "t", f"file://{tmp_path}/t"):
+        with pytest.raises(UserError, match="given twice"):
+            SessionBatch(opened(), same, CONFIG, reader())
+    assert not (tmp_path / "t").exists()
 
 
 def test_rows_that_one_session_has_lost_are_made_again_for_the_others(monkeypatch):

@@ -36,6 +36,23 @@ def test_a_node_has_no_more_rows_than_are_kept_apart():
         check(SessionConfig(), dataclasses.replace(tiny.MODEL, gist=gist, window=2048))
 
 
+@pytest.mark.parametrize(
+    "name, good, bad",
+    [
+        ("hysteresis", (0, 0.5), (-1.0, float("nan"), float("inf"), "1", None)),
+        ("find", (True, False), (None, 1, "no")),
+        ("show", (None, (), (True, False)), ("yes", (1, 0), (True,) * 9, True)),
+        ("max_edits", (2**31 - 1,), (2**31,)),
+    ],
+)
+def test_settings_of_another_kind_are_refused(name, good, bad):
+    for value in good:
+        check(SessionConfig(**{name: value}), tiny.MODEL)
+    for value in bad:
+        with pytest.raises(UserError, match=f"{name} must be"):
+            check(SessionConfig(**{name: value}), tiny.MODEL)
+
+
 def test_a_folder_for_rows_must_be_there(tmp_path):
     check(SessionConfig(disk_folder=str(tmp_path)), tiny.MODEL)
     with pytest.raises(UserError, match="is no folder"):

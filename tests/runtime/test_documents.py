@@ -160,3 +160,13 @@ def test_a_mount_of_other_models_is_refused():
     other = opened()._replace(fingerprint="other")
     with pytest.raises(UserError, match="other models"):
         Session(other, place(), CONFIG, mounts=[tree])
+
+
+def test_mounts_are_a_list_without_the_tree_itself(tmp_path):
+    for mounts in ("runs/book", tmp_path):
+        with pytest.raises(UserError, match="must be a list of trees"):
+            session(mounts=mounts)
+    own = place()
+    with pytest.raises(UserError, match="into itself"):
+        session(tree=own, mounts=[f"{own}/"])
+    assert not Tree.exists(own)

@@ -395,3 +395,9 @@ def test_a_session_that_is_let_go_frees_its_memory_at_once():
         assert seen() is None
     finally:
         gc.enable()
+
+
+def test_a_history_that_outgrows_its_capacity_is_refused():
+    made = session(dataclasses.replace(CONFIG, capacity=8))
+    with pytest.raises(UserError, match="raise the capacity of 8"):
+        made.predict(text(100))
