@@ -190,6 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--name", default="ablations", help="of the table: <!-- table:NAME -->")
     add("--hardware", help="what the runs were trained on, in place of this machine")
     args = parser.parse_args(arguments)
+    entry.check_file(args.json)
     runs = [load_run(path) for path in args.runs]
     measures = list(dict.fromkeys(filter(None, args.measures.split(","))))
     more = {"machine": args.hardware} if args.hardware else {}

@@ -347,6 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args, overrides = parser.parse_known_args(arguments)
     path = args.json or Path("runs") / f"{args.name}.json"
     command = entry.command(parser, arguments)
+    entry.check_file(path)
     for rows, notes in run(args, overrides):  # a compile may take long: none is lost with the next
         entry.write_result(path, command, 0, rows, name=args.name, notes=notes)
     report.print_table(report.load_result(path), Console())

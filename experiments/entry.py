@@ -12,6 +12,8 @@ import platform
 import shlex
 import subprocess
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,27 +21,62 @@ from typing import Any, NoReturn
 import jax
 from ml_collections import ConfigDict
 
+from mctx.errors import Parser as Parser  # of every entry point
 from mctx.errors import UserError
 
 PREFIX = "--config."
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy")
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaints are UserErrors, for `run` to print."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see `{self.prog} --help`.")
-
-
 def run(main: Callable[[], Any]) -> NoReturn:
-    """Runs an entry point and exits: 0, or 2 with one `error: …` line for what a user can mend."""
+    """Runs an entry point and exits: 0, or 2 with one `error: …` line for what a user can mend.
+
+    That is a UserError, or a file or folder that the system does not let be read or written.
+    """
     try:
         main()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(error)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _refuse(_unusable(error.filename, error))
     sys.exit(0)
+
+
+def _refuse(error: UserError) -> NoReturn:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _unusable(path: Any, error: OSError) -> UserError:
+    reason = error.strerror or type(error).__name__
+    return UserError(
+        f"{path} cannot be written or read ({reason}): name another path, or mend this one."
+    )
+
+
+def check_folder(path: str | Path) -> None:
+    """Raises UserError where no folder `path` can be made or written to; makes nothing.
+
+    For what is written after long work: asked before it.
+    """
+    path = Path(path).absolute()
+    try:
+        there = next(folder for folder in (path, *path.parents) if folder.exists())
+        if not there.is_dir():
+            raise UserError(f"{there} is a file, where a folder is needed: name another path.")
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def check_file(path: str | Path) -> None:
+    """Raises UserError where no file `path` can be written, as `check_folder` does."""
+    if Path(path).is_dir():
+        raise UserError(f"{path} is a folder: name a file.")
+    check_folder(Path(path).parent)
 
 
 def command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> str:
@@ -52,7 +89,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     """The ConfigDict of `get_config()` in a Python file, with `overrides` applied.
 
     `FILE.py:CHOICE` calls `get_config(CHOICE)`: a file may hold several, of phases or of sizes.
-    Raises UserError when there is no such file or no `get_config` in it; else as `override`.
+    Raises UserError when there is no such file or no `get_config` in it, or it fails; else as
+    `override`.
     """
     name, colon, choice = str(path).rpartition(".py:")
     path = Path(f"{name}.py" if colon else path)
@@ -62,13 +100,33 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     if spec is None:
         raise UserError(f"{path} is no config file: give a .py file that defines get_config().")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the file's own code raises
+        raise _config_fault(path, spec.origin, error) from error
     if not hasattr(module, "get_config"):
         raise UserError(f"{path} is no config file: it must define get_config().")
     takes = inspect.signature(module.get_config).parameters
     if choice and colon and not takes:
         raise UserError(f"{path} holds one config: give it without ':{choice}'.")
-    return override(module.get_config(*[choice] * bool(colon)), overrides)
+    try:
+        config = module.get_config(*[choice] * bool(colon))
+    except UserError:
+        raise
+    except Exception as error:
+        raise _config_fault(path, spec.origin, error) from error
+    return override(config, overrides)
+
+
+def _config_fault(path: Path, origin: str, error: Exception) -> UserError:
+    """What went wrong in a config file, and in which of its lines."""
+    if isinstance(error, SyntaxError) and error.filename == origin:
+        line, says = error.lineno, error.msg
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next((f.lineno for f in reversed(frames) if f.filename == origin), 1)
+        says = f"{type(error).__name__}: {error}"
+    return UserError(f"{path}, line {line}: mend the config file ({says}).")
 
 
 def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
@@ -105,7 +163,10 @@ def parse(name: str, text: str, kind: type) -> Any:
             return _literal(text)
         return kind(text)
     except (ValueError, SyntaxError, KeyError, TypeError) as error:
-        raise UserError(f"{PREFIX}{name} wants a {kind.__name__}, not '{text}'.") from error
+        article = "an" if kind is int else "a"
+        raise UserError(
+            f"{PREFIX}{name} wants {article} {kind.__name__}, not '{text}'."
+        ) from error
 
 
 def _literal(text: str) -> Any:
@@ -142,6 +203,8 @@ def write_result(
 ) -> None:
     """Writes a result file, whole or not at all (design: law 9).
 
+    Raises UserError where it cannot be written; `check_file` tells before the work.
+
     Args:
       command: what remakes the numbers.
       rows: each with at least "what", "value" and "unit"; "low", "high" and "n" where there is a
@@ -157,6 +220,7 @@ def write_result(
         "rows": list(rows),
     }
     path = Path(path)
+    check_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

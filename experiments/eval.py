@@ -191,10 +191,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.segments is not None and args.segments < 2:
         raise UserError("an interval needs at least two segments: raise --segments.")
     directory = args.workdir or args.checkpoint
+    command, out = entry.command(parser, arguments), args.out or directory / "eval"
     names = chosen_suites(directory, args.suite)
+    entry.check_folder(out)
+    if args.json:
+        entry.check_file(args.json)
     opened = open_checkpoint(directory, items(directory, names), args.step, args.lora)
     text = read_streams(args, directory, opened) if set(names) & set(SUITES) else ({}, [])
-    command, out = entry.command(parser, arguments), args.out or directory / "eval"
     reader = Reader(opened.model, opened.params) if set(names) & set(ASKING) else None
     console, everything = Console(), []
     for name in names:

@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.destination.exists():
         raise UserError(f"{args.destination} exists: choose a new directory.")
+    entry.check_folder(args.destination.parent)
 
     wanted, dtype = ("base",) + ("lora",) * args.lora, {"base": jnp.dtype(args.dtype)}
     items, configs = checkpoint.load_items(args.source, wanted, dtype=dtype)

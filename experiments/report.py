@@ -2,10 +2,10 @@
 
     python -m experiments.report RUN… [--results RESULTS.md] [--out DIR]
 
-RUN is a result file, or a workdir: with `summary.json`, `eval/*.json`, or logs alone. Each result
-is printed as tables and written to DIR (default: RUN/report) as NAME.md and NAME.png (bars; curves
-where it has panels), one with views as NAME-VIEW….png; a workdir's metrics and layouts become
-curves and a focus map there, and one page of both where a session told its reasons
+RUN is a result file, or a folder: with results, `*.json` there or in its `eval`, or logs. Each
+result is printed as tables and written to DIR (default: RUN/report) as NAME.md and NAME.png (bars;
+curves where it has panels), one with views as NAME-VIEW….png; a workdir's metrics and layouts
+become curves and a focus map there, and one page of both where a session told its reasons
 (`experiments.stream --page`).
 With --results, the text between `<!-- table:NAME -->` and `<!-- end:NAME -->` is replaced by the
 result of that name.
@@ -22,7 +22,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments import pictures
-from experiments.entry import Parser, run
+from experiments.entry import Parser, check_folder, run
 from experiments.tables import by_split, fact_text, markdown_table, print_table
 from mctx.errors import UserError
 from mctx.telemetry import METRICS_FILE, read_scalars
@@ -34,15 +34,29 @@ REASONS_FILE = "reasons.jsonl"  # what was brought back and why, beside them (ex
 
 
 def result_files(run: Path) -> list[Path]:
-    """The result files of RUN: itself, or its summary.json and eval/*.json, of which there are none
-    where it has only logs. UserError where there is nothing to tell."""
+    """The result files of RUN: itself, or its summary.json, the other *.json there that have rows,
+    and its eval/*.json; none where it has only logs. UserError where there is nothing to tell."""
     if run.is_file():
         return [run]
-    files = [*run.glob("summary.json"), *sorted(run.glob("eval/*.json"))]
+    summary = run / "summary.json"
+    own = [path for path in sorted(run.glob("*.json")) if path != summary and _has_rows(path)]
+    files = [*run.glob("summary.json"), *own, *sorted(run.glob("eval/*.json"))]
     logs = (log for name in (METRICS_FILE, LAYOUTS_FILE) for log in run.rglob(name))
     if not files and next(logs, None) is None:
-        raise UserError(f"{run} holds no result and no {METRICS_FILE}: name a result or a run.")
+        raise UserError(
+            f"{run} holds no result (*.json, eval/*.json) and no {METRICS_FILE}: name a result or "
+            "a run."
+        )
     return files
+
+
+def _has_rows(path: Path) -> bool:
+    """Whether it is meant as a result: settings and tokenizers, which lie in workdirs, are not."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "rows" in content
 
 
 def load_result(path: Path) -> dict:
@@ -214,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _out(run: Path, out: Path | None) -> Path:
     """The folder for what is written about a run, made where it is missing."""
     folder = out or (run if run.is_dir() else run.parent) / "report"
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -237,8 +237,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the .npz to write")
     parser.add_argument("--json", type=Path, help="a result file to write")
     args = parser.parse_args(arguments)
-    if args.out.is_dir():
-        raise UserError(f"{args.out} is a folder: name a file for the arrays.")
+    if args.out.suffix != ".npz":
+        raise UserError(f"{args.out} would hold NumPy's arrays: give --out a name ending in .npz.")
+    for path in filter(None, (args.out, args.json)):
+        entry.check_file(path)
     score, items = METHODS[args.method]
     opened, ids = load(args.checkpoint, args.input, items)
 

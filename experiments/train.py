@@ -219,6 +219,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="where checkpoints go")
     arguments, overrides = parser.parse_known_args()
     config = configuration(arguments.config, overrides)
+    entry.check_folder(arguments.workdir / config.phase)
     stopped = processes.stopped_status()
     processes.join()
     processes.check_devices(config.devices)

@@ -188,9 +188,14 @@ def load_items(
     for item in items:
         if where[item] is None:
             phase = TRAINED_BY.get(item)
-            at = "" if step == "latest" else f" at step {step}"
+            steps = sorted({n for folder in folders for n in _steps_with(folder, item)})
+            if steps:
+                raise UserError(
+                    f"{root} holds no {item} at step {step}, only at {', '.join(map(str, steps))}: "
+                    "name one of these, or latest."
+                )
             mend = f"train it with phase '{phase}'" if phase else f"items are {list(TRAINED_BY)}"
-            raise UserError(f"{root} holds no {item}{at}, only {', '.join(present)}: {mend}.")
+            raise UserError(f"{root} holds no {item}, only {', '.join(present)}: {mend}.")
     types = dtype if isinstance(dtype, Mapping) else dict.fromkeys(items, dtype)
     params = {
         item: _load(path / item, types.get(item, jnp.float32), place)
@@ -297,7 +302,7 @@ def _load(path: epath.Path, dtype: Any, place: Place | None = None) -> Any:
     except Exception as error:  # Orbax and TensorStore raise a dozen types for a damaged file
         raise UserError(
             f"{path} is truncated or was not written as a '{path.name}' item: copy or train it "
-            f"again ({_brief(error)})."
+            "again."
         ) from error
 
 

@@ -59,6 +59,7 @@ from experiments import entry, report
 from experiments.bench import allocator, growth, positions, pretraining, resume, runtime, tail, tree
 from experiments.bench.weights import MODELS
 from experiments.quickstart import SHIPPED
+from mctx.errors import UserError
 from mctx.runtime.config import CHOICES
 
 BENCHES = dict(
@@ -108,6 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     name = args.name or args.what
     path = args.json or Path("runs") / f"{name}.json"
+    if args.samples < 1:
+        raise UserError("--samples must be positive: give at least 1 of each text.")
+    entry.check_file(path)
     bench, command = BENCHES[args.what], entry.command(parser, arguments)
     more = {"interval": bench.INTERVAL, "notes": bench.NOTES} | getattr(bench, "MORE", {})
     found = bench.run(args)

@@ -142,3 +142,10 @@ def test_bad_runs_get_one_sentence(tmp_path):
     with pytest.raises(UserError, match="'nll': there are loss, recovered_lod1, recovered_lod1/c"):
         make(tmp_path, good, measures="nll")
     assert len(make(tmp_path, good / "gist")["rows"]) == 1
+
+
+def test_a_table_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "file").touch()
+    given = ["none", "--measures=nll", f"--json={tmp_path / 'file' / 'x.json'}"]
+    with pytest.raises(UserError, match="file is a file, where a folder is needed"):
+        ablations.main(given)

@@ -78,6 +78,11 @@ def test_a_bench_out_of_time_begins_no_part(tmp_path):
         bench.main(["runtime", "--smoke", "--seconds=0", *where])
 
 
+def test_a_bench_of_no_samples_is_refused():
+    with pytest.raises(UserError, match="--samples must be positive"):
+        bench.main(["positions", "--smoke", "--samples=-1"])
+
+
 def test_a_result_with_panels_becomes_curves(tmp_path):
     rows = [
         dict(what=what, history=n, value=v * n, low=n / 2, high=2 * v * n, unit="ms", held=n, n=3)

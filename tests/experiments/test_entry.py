@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import entry
+from experiments import entry, train
 from experiments.train import check_used, configuration
 from mctx.errors import UserError
+from mctx.telemetry import Telemetry
 
 ROOT = Path(__file__).parents[2]
 CONFIG = '''
@@ -54,7 +55,7 @@ def test_a_tuple_of_one(file, value):
         ("--config.trian.learning_rate=3", "did you mean train.learning_rate"),
         ("--config.gist=3", "did you mean gist.fanouts or gist.width"),
         ("--config.zzz=3", "no key 'zzz'; keys: .*corpus"),
-        ("--config.train.steps=many", "train.steps wants a int, not 'many'"),
+        ("--config.train.steps=many", "train.steps wants an int, not 'many'"),
         ("--config.remat=maybe", "remat wants a bool, not 'maybe'"),
         ("--config.gist.fanouts=4,x", "gist.fanouts wants a tuple, not '4,x'"),
         ("--config.train.steps", "overrides look like --config.key=value"),
@@ -149,6 +150,69 @@ def test_run_joins_lines_and_lets_other_errors_through(capsys):
     assert exited.value.code == 0
     with pytest.raises(ZeroDivisionError):
         entry.run(lambda: 1 / 0)
+
+
+def test_what_the_system_refuses_is_one_sentence_with_its_path(tmp_path, capsys):
+    def unwritable():
+        Telemetry(tmp_path / "file")
+
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as exited:
+        entry.run(unwritable)
+    assert exited.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/file cannot be written or read (File exists): name another path, or "
+        "mend this one.\n"
+    )
+
+    def no_fault_of_a_path():
+        raise OSError("of nothing known")
+
+    with pytest.raises(OSError, match="of nothing known"):
+        entry.run(no_fault_of_a_path)
+
+
+def test_places_are_checked_before_the_work_and_nothing_is_made(tmp_path):
+    (tmp_path / "file").touch()
+    entry.check_folder(tmp_path / "a" / "b")
+    entry.check_file(tmp_path / "a" / "r.json")
+    entry.check_file(tmp_path / "file")
+    with pytest.raises(UserError, match="file is a file, where a folder is needed"):
+        entry.check_folder(tmp_path / "file")
+    with pytest.raises(UserError, match="file is a file, where a folder is needed"):
+        entry.write_result(tmp_path / "file" / "b" / "r.json", "again", 7, [])
+    with pytest.raises(UserError, match="is a folder: name a file"):
+        entry.check_file(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="of Linux: not even root may write it")
+def test_a_folder_that_the_system_keeps_is_refused():
+    with pytest.raises(UserError, match="/proc/none/x cannot be written or read"):
+        entry.check_file("/proc/none/x/r.json")
+
+
+def test_training_does_not_begin_where_nothing_can_be_written(file, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    given = ["train", f"--config={file}", f"--workdir={tmp_path / 'file'}", "--config.corpus=none"]
+    monkeypatch.setattr(sys, "argv", given)
+    with pytest.raises(UserError, match="file is a file, where a folder is needed"):
+        train.main()
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        ("x = 1\ndef get_config(:\n", r"toy.py, line 2: mend .* \(invalid syntax\)"),
+        ("\nimport no_such_module\n", r"toy.py, line 2: .* \(ModuleNotFoundError: No module"),
+        ("def f():\n    return 1 / 0\n\nf()\n", r"toy.py, line 2: .* \(ZeroDivisionError"),
+        ("\ndef get_config():\n    return nothing\n", r"toy.py, line 3: .* \(NameError: name"),
+    ],
+)
+def test_a_config_file_that_fails_is_told_with_its_line(tmp_path, content, says):
+    (tmp_path / "toy.py").write_text(content)
+    with pytest.raises(UserError, match=says):
+        entry.load_config(tmp_path / "toy.py")
 
 
 def test_result_file_is_whole_and_says_where_it_comes_from(tmp_path):

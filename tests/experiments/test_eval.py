@@ -315,3 +315,10 @@ def test_bad_arguments_are_refused_in_words(bundle, tmp_path, more, says):
     with pytest.raises(UserError, match=says):
         evaluation.main([f"--checkpoint={bundle}", f"--out={tmp_path}", *more])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("where", ["--out=", "--json="])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(bundle, tmp_path, where):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is a file, where a folder is needed"):
+        evaluation.main([f"--checkpoint={bundle}", f"{where}{tmp_path / 'file' / 'x.json'}"])

@@ -151,6 +151,12 @@ def test_what_exists_is_not_written_over(command, source, tmp_path):
         command.main([str(source), str(tmp_path / "there")])
 
 
+def test_an_export_into_a_file_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is a file, where a folder is needed"):
+        export_hf.main([str(tmp_path / "none"), str(tmp_path / "file" / "out")])
+
+
 def test_a_tokenizer_of_another_model_is_refused(source, tmp_path):
     small = shutil.copytree(FIXTURES / "llama", tmp_path / "small")
     text = (source / "tokenizer.json").read_text().replace("47", "4700")

@@ -158,11 +158,27 @@ def test_malformed_files_are_refused_in_one_sentence(tmp_path, content, says):
 
 
 def test_a_run_without_results_and_two_of_one_name_are_refused(tmp_path):
-    with pytest.raises(UserError, match="no result and no metrics.jsonl"):
+    with pytest.raises(UserError, match="no result .* and no metrics.jsonl"):
         report.main([str(tmp_path)])
     one, two = (write(tmp_path / f"{n}.json", result()) for n in "ab")
     with pytest.raises(UserError, match="same name"):
         report.main([str(one), str(two)])
+
+
+def test_results_that_lie_in_the_folder_itself_are_told_and_its_settings_are_not(tmp_path):
+    for name in ("base", "robustness"):
+        write(tmp_path / f"{name}.json", result(name=name))
+    write(tmp_path / "eval" / "lens.json", result(name="lens"))
+    write(tmp_path / "config.json", {"phase": "gist"})
+    write(tmp_path / "torn.json", "{")
+    found = [path.name for path in report.result_files(tmp_path)]
+    assert found == ["base.json", "robustness.json", "lens.json"]
+
+
+def test_a_report_that_cannot_be_written_says_so(tmp_path):
+    run, taken = write(tmp_path / "a.json", result()), write(tmp_path / "taken", "")
+    with pytest.raises(UserError, match="taken is a file, where a folder is needed"):
+        report.main([str(run), f"--out={taken}"])
 
 
 def test_a_run_leaves_its_table_and_all_its_pictures(tmp_path, capsys):

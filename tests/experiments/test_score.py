@@ -155,6 +155,19 @@ def test_a_checkpoint_that_lacks_a_part_or_has_a_foreign_tokenizer_is_refused(ba
         run(foreign, tmp_path / "a.txt", tmp_path / "x.npz", "--method=full")
 
 
+@pytest.mark.parametrize(
+    "out, says",
+    [
+        ("nll.csv", "nll.csv would hold .* ending in .npz"),
+        ("file/nll.npz", "file is a file, where a folder is needed"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_before_anything_is_read(tmp_path, out, says):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=says):
+        run(tmp_path / "none", tmp_path / "none.npy", tmp_path / out, "--method=full")
+
+
 def test_a_write_that_fails_keeps_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "x.npz"
     score.save(path, np.arange(2), np.zeros(2))
