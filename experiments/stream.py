@@ -240,6 +240,8 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--tree", required=True, help="where the history lies or will lie")
     parser.add_argument("--input", help="a text to read, or - for standard input")
     parser.add_argument("--budget", type=int, default=512, help="entries (default: 512)")
+    capacity = "nodes of a layout: half a million tokens want more than the default of 256"
+    parser.add_argument("--capacity", type=int, default=256, metavar="N", help=capacity)
     parser.add_argument("--recent", type=int, default=4, help="blocks always shown (default: 4)")
     parser.add_argument("--every", type=int, default=1, help="blocks a refocus (default: 1)")
     parser.add_argument("--generate", type=int, default=0, metavar="N", help="tokens to generate")
@@ -274,7 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     opened = open_checkpoint(args.checkpoint, items, **how)
     if "lensnet" not in opened.params:
         print(f"{args.checkpoint} holds no lens: the focus goes by recency.", file=sys.stderr)
-    config = SessionConfig(budget=args.budget, recent=args.recent, every=args.every)
+    room = dict(budget=args.budget, capacity=args.capacity)
+    config = SessionConfig(**room, recent=args.recent, every=args.every)
     display = Display(Console(), f"MegaContext · {args.tree}", args.budget)
     monitor = Monitor(display, args.workdir, args.page)
     try:

@@ -123,6 +123,7 @@ def test_standard_input_is_read_as_it_comes(bundle, tmp_path, monkeypatch, capsy
         (b"", [], "is empty"),
                 (tiny_checkpoint.text(64).encode(), ["--budget=16"], "raise the budget"),
         (b"w1", ["--every=0"], "every"),
+        (tiny_checkpoint.text(64).encode(), ["--capacity=3"], "capacity of 3"),
     ],
 )
 def test_bad_input_is_refused_in_words(bundle, tmp_path, content, more, says):
