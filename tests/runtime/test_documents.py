@@ -170,3 +170,11 @@ def test_mounts_are_a_list_without_the_tree_itself(tmp_path):
     with pytest.raises(UserError, match="into itself"):
         session(tree=own, mounts=[f"{own}/"])
     assert not Tree.exists(own)
+
+
+def test_a_history_that_was_all_deleted_is_not_continued():
+    made = session()
+    made.add_document("a", text(WINDOW))
+    made.delete_document("a")
+    with pytest.raises(UserError, match="nothing to continue"):
+        made.generate(tokens=3)

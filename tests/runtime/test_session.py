@@ -310,14 +310,6 @@ def test_ids_are_streamed_without_a_tokenizer():
     )
 
 
-def test_a_history_that_was_all_deleted_is_not_continued():
-    made = session()
-    made.add_document("a", text(WINDOW))
-    made.delete_document("a")
-    with pytest.raises(UserError, match="nothing to continue"):
-        made.generate(tokens=3)
-
-
 def test_what_a_refocus_reports_adds_up():
     reports = []
     made = session(on_refocus=lambda _, report: reports.append(report))
