@@ -41,7 +41,7 @@ def main() -> None:
     parser = entry.Parser(prog="python -m experiments.quickstart", description=__doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
-    parser.add_argument("--tokens", type=int, default=28_672, help="length of the history")
+    parser.add_argument("--tokens", type=int, default=36_864, help="length of the history")
     parser.add_argument("--segments", type=int, default=8, help="places compared")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train", action="store_true", help="train a toy from nothing first")
